@@ -1,0 +1,285 @@
+"""Every hyperparameter of nanoJEPA: one flat dataclass, presets, command-line overrides.
+
+    python train.py --help                       all options and presets
+    python train.py --preset quick --lr 1e-3     a preset, one field changed
+
+Precedence, weakest first: the dataclass defaults, the preset, the command line. The defaults *are* the
+founding configuration. `parse` knows nothing of nanoJEPA; a sibling system hands it its own dataclass.
+"""
+
+import argparse
+import difflib
+import errno
+import json
+import os
+import sys
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+
+import torch
+
+
+class UserError(Exception):
+    """A mistake a user can mend: printed as one line, never as a traceback. Say what, where, and what to do."""
+
+
+def opt(default, help, choices=None):
+    """A dataclass field with its `--help` text and, if closed, the values it may take."""
+    return field(default=default, metadata={"help": help, "choices": choices})
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Named overrides. `about` says the hardware, the minutes and the figures to expect."""
+
+    about: str
+    values: dict
+
+
+# ---------------------------------------------------------------------------------------------- options
+
+
+@dataclass
+class LoopConfig:
+    """What `train.fit` reads: the run, the schedule, the device. Every system's configuration extends this."""
+
+    # run
+    run: str = opt("out/nanojepa", "folder of the run: configuration, weights, logs, curves")
+    resume: bool = opt(False, "continue the run in --run where it stopped, bit for bit on a CPU")
+    overwrite: bool = opt(False, "start afresh in a folder that already holds a run")
+    seed: int = opt(1337, "seed of the initialisation, the batch order and dropout")
+    # schedule
+    epochs: int = opt(25, "passes over the training set")
+    max_steps: int = opt(0, "stop after this many optimiser steps; the schedule still spans --epochs (0: no limit)")
+    batch_size: int = opt(32, "examples per optimiser step, over all processes and micro-batches")
+    grad_accum: int = opt(1, "micro-batches per step and process; the gradient does not depend on it")
+    lr: float = opt(6e-4, "peak learning rate, reached after --warmup-steps")
+    min_lr: float = opt(0.0, "learning rate at the end of the cosine decay, as a fraction of --lr")
+    warmup_steps: int = opt(100, "steps of linear warm-up")
+    weight_decay: float = opt(0.1, "AdamW decay of weight matrices and embeddings; gains are not decayed")
+    beta2: float = opt(0.95, "AdamW second-moment decay; 0.95 because batches are small and runs short")
+    grad_clip: float = opt(1.0, "largest gradient norm (0: no clipping)")
+    # device
+    device: str = opt("auto", "auto, cpu, cuda, cuda:N or mps; auto takes the best one present")
+    precision: str = opt("auto", "matrix products in", ("auto", "fp32", "bf16", "fp16"))
+    compile: bool = opt(False, "torch.compile the model; pays on long GPU runs")
+    # logging
+    log_every: int = opt(10, "steps between log lines, the only steps that wait for the device")
+    save_every: int = opt(200, "steps between checkpoints; one is also written after each epoch")
+
+
+@dataclass
+class Config(LoopConfig):
+    """nanoJEPA. The defaults are the founding configuration: GSM8K, 45M parameters, lambda = 1, 25 epochs."""
+
+    # data
+    dataset: str = opt("gsm8k", "questions and numeric answers from", ("gsm8k", "wordproblems"))
+    data_dir: str = opt("", "read DIR/train.jsonl and DIR/test.jsonl (GSM8K's format) instead of the Hub")
+    difficulty: int = opt(
+        1, "word problems: 1 one step to 99, 2 one step to 999, 3 two steps, 4 two steps with distractors", (1, 2, 3, 4)
+    )
+    n_train: int = opt(50_000, "word problems: training problems generated")
+    tokenizer: str = opt("gpt2", "gpt2 (tiktoken) or bpe:N, trained on the training split with N entries")
+    batching: str = opt("grouped", "grouped: rows of one example, like lengths together; packed: rows of several",
+                        ("grouped", "packed"))  # fmt: skip
+    # model
+    n_layer: int = opt(6, "Transformer blocks")
+    n_head: int = opt(8, "attention heads")
+    n_embd: int = opt(512, "width C of the residual stream and of the latents")
+    block_size: int = opt(256, "longest row in tokens; GSM8K's longest question has 213 under gpt2")
+    dropout: float = opt(0.1, "on embeddings and residual branches; 7k questions overfit within a few epochs")
+    mask: str = opt("jepa", "jepa: isolated views; causal: the answer sees the question; none: all see all",
+                    ("jepa", "causal", "none"))  # fmt: skip
+    # objective
+    jepa_weight: float = opt(1.0, "lambda in L_token + lambda * (1 - cos)")
+    question_weight: float = opt(1.0, "next-token loss on the question, part of L_token")
+    decode_weight: float = opt(1.0, "loss of decoding the answer from its own latent z, part of L_token")
+    decode_pred_weight: float = opt(
+        0.0, "loss of decoding it from the prediction z_hat; 0: z_hat learns by L_jepa alone"
+    )
+    decode_noise: float = opt(0.0, "norm of the Gaussian noise on a unit latent before it is decoded; spreads latents")
+    target: str = opt("stopgrad", "z in L_jepa: stopped gradient, an EMA copy of the trunk, or grad (neither)",
+                      ("stopgrad", "ema", "grad"))  # fmt: skip
+    ema_decay: float = opt(0.99, "decay of the target network under --target ema")
+    predictor: str = opt("none", "between h[PRED] and z_hat", ("none", "mlp"))
+    vicreg_var: float = opt(0.0, "weight of VICReg's variance hinge on z and z_hat")
+    vicreg_cov: float = opt(0.0, "weight of VICReg's covariance term on z and z_hat")
+    sigreg: float = opt(0.0, "weight of LeJEPA's SIGReg on z and z_hat")
+    # evaluation
+    max_new_tokens: int = opt(16, "longest answer that is decoded")
+    final_eval: bool = opt(True, "measure the test split when training ends")
+
+    # Filled in by train.py, never from the command line: the tokenizer decides it.
+    vocab_size: int = field(default=0, metadata={"hidden": True})
+    system: str = field(default="nanojepa", metadata={"hidden": True})
+
+
+# --------------------------------------------------------------------------------------------- presets
+
+PRESETS = {}
+
+# ---------------------------------------------------------------------------------------------- parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, but an unknown option dies with the nearest name there is."""
+
+    def parse_args(self, args=None):
+        known, unknown = self.parse_known_args(args)
+        if unknown:
+            word = next((w for w in unknown if w.startswith("-")), unknown[0]).split("=")[0]
+            near = difflib.get_close_matches(word, self._option_string_actions, n=1, cutoff=0.5)
+            self.error(f"unknown option {word}" + (f"; did you mean {near[0]}?" if near else "; see --help"))
+        return known
+
+
+def parse(cls, presets, description, argv=None):
+    """Command line -> (config, given): an instance of dataclass `cls`, and the names set by hand.
+
+    Every visible field of `cls` is an option `--field-name`; a bool is a pair `--x / --no-x`.
+    Exits with status 2 and one line if the command line is wrong.
+    """
+    listing = "\n".join(f"  {name:<14}{preset.about}" for name, preset in presets.items())
+    parser = _Parser(description=description, epilog=f"presets:\n{listing}" if presets else None, allow_abbrev=False,
+                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    if presets:
+        parser.add_argument("--preset", choices=presets, metavar="NAME", help=f"one of {', '.join(presets)} (below)")
+    for f in fields(cls):
+        if f.metadata.get("hidden"):
+            continue
+        kind = type(f.default)
+        extra = dict(action=argparse.BooleanOptionalAction) if kind is bool else dict(type=kind)
+        if kind is tuple:
+            extra = dict(nargs="+", metavar="TEXT")
+        elif kind is not bool:
+            extra["choices"] = f.metadata["choices"]
+            extra["metavar"] = None if extra["choices"] else {int: "N", float: "X", str: "TEXT"}[kind]
+        text = f"{f.metadata['help']} [{f.default if f.default not in ('', ()) else 'none'}]".replace("%", "%%")
+        parser.add_argument(f"--{f.name.replace('_', '-')}", default=argparse.SUPPRESS, help=text, **extra)
+    given = vars(parser.parse_args(argv))
+    preset = given.pop("preset", None)
+    return replace(cls(), **({} if preset is None else presets[preset].values) | given), frozenset(given)
+
+
+@dataclass
+class EvalConfig:
+    """What the evaluation scripts and the demo read."""
+
+    run: str = opt("out/nanojepa", "folder of the trained run; RUN/best is one too")
+    data_dir: str = opt("", "read DIR/train.jsonl and DIR/test.jsonl instead of what the run was trained on")
+    split: str = opt("test", "questions of", ("test", "val", "train"))
+    limit: int = opt(0, "use the first N questions only (0: all)")
+    batch_size: int = opt(64, "questions per forward pass")
+    device: str = opt("auto", "auto, cpu, cuda, cuda:N or mps; auto takes the best one present")
+
+
+def from_dict(cls, values, where):
+    """dict -> dataclass; a key that `cls` lacks means that another system or version wrote it."""
+    unknown = sorted(set(values) - {f.name for f in fields(cls)})
+    if unknown:
+        raise UserError(f"{where} is not a configuration of this system: unknown {', '.join(unknown)}")
+    return cls(**values)
+
+
+# ---------------------------------------------------------------------------------------------- device
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where the tensors live and what matrix products are computed in; `why` is printed once at the start."""
+
+    device: torch.device
+    dtype: torch.dtype
+    why: str
+
+    def autocast(self):
+        """Context of a forward pass: mixed precision, or nothing under fp32."""
+        return nullcontext() if self.dtype is torch.float32 else torch.autocast(self.device.type, self.dtype)
+
+    def synchronize(self):
+        """Wait for the device: before reading a clock, nowhere else."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
+
+
+def resolve_device(name="auto", precision="auto"):
+    """("auto", "auto") -> Device. bf16 where the GPU computes it, fp16 on older GPUs, fp32 on everything else.
+
+    A CPU never gets bf16: without AMX or AVX512-BF16 instructions its bf16 matrix products are emulated, about a
+    hundred times slower than fp32.
+    """
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind, here in present.items() if here)
+        if name == "cuda":
+            name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    try:
+        device = torch.device(name)
+        if not present[device.type]:
+            raise RuntimeError
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+    except (RuntimeError, KeyError):
+        raise UserError(
+            f"--device {name}: no such device here; present: {', '.join(k for k, v in present.items() if v)}"
+        ) from None
+    if device.type == "cuda":
+        bf16 = torch.cuda.get_device_capability(device) >= (8, 0)
+        best = (
+            ("bf16", "this GPU computes bf16") if bf16 else ("fp16", "this GPU is older than bf16; losses are scaled")
+        )
+        label = torch.cuda.get_device_name(device)
+        torch.set_float32_matmul_precision("high")
+    else:
+        best, label = ("fp32", "no fast half precision here"), device.type
+    if precision != "auto":
+        if device.type != "cuda" and precision != "fp32":
+            raise UserError(
+                f"--precision {precision} needs a CUDA GPU; on {device.type} half precision is emulated and slow"
+            )
+        best = (precision, "as asked")
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[best[0]]
+    return Device(device, dtype, f"{label}, {best[0]} ({best[1]})")
+
+
+# ----------------------------------------------------------------------------------------------- files
+
+
+@contextmanager
+def atomic(path):
+    """`with atomic(path) as temporary:` write there; `path` then appears whole, or stays as it was if anything fails."""
+    path, temporary = Path(path), Path(f"{path}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch.save and safetensors wrap a full disk in errors of their own
+        full = (
+            getattr(error, "errno", None) == errno.ENOSPC
+            or "No space left" in str(error)
+            or "write failed" in str(error)
+        )
+        if not full and not isinstance(error, PermissionError):
+            raise
+        reason = "no space left on the device" if full else "permission denied"
+        raise UserError(f"could not write {path}: {reason}; what was there before is intact") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path, values):
+    """Write a dict as JSON, atomically."""
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+
+def run_main(main):
+    """Run a script's `main()`: a UserError becomes one line on stderr and exit status 1."""
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")

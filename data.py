@@ -1,0 +1,584 @@
+"""Questions and answers: where they come from, how they become tokens, how tokens become batches.
+
+An example is a question and its final answer; the model never sees a chain of thought.
+
+    question  "Tom has 12 pears. Ana gives Tom 7 more pears. How many pears does Tom have?"
+    answer    "19"
+
+    one row   q1 q2 … qn [PRED] [ANS] a1 … am [EOS] (padding)
+    segment    0  0 …  0    0     1    1 …  1    1      -1          a view is a segment; padding is -1
+    position   0  1 … n-1   n     0    1 …  m   m+1      0          each view counts from 0
+    target    q2 q3 …  -    -     -    - …  -    -       -          [PRED] and [EOS] carry no target
+
+With `batching = packed` a row holds several examples; they are just more segments.
+
+Shapes: B rows, T tokens a row, N examples, M longest answer in tokens, K positions that carry a target.
+"""
+
+import json
+import random
+import re
+from dataclasses import dataclass, fields
+from decimal import Decimal, InvalidOperation
+from functools import cache, lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from config import UserError
+
+N_VAL = 500  # GSM8K training questions set aside for validation
+VAL_SEED = 0  # fixed: every run sets aside the same ones, whatever its --seed
+
+
+@dataclass(frozen=True)
+class Example:
+    """`ops` are the operations of the solution in order, one character of + - * / each; "" if unknown."""
+
+    question: str
+    answer: str
+    ops: str = ""
+
+
+# ------------------------------------------------------------------------------------- answers and GSM8K
+
+_NUMBER = re.compile(r"[+-]?\d[\d,]*(?:\.\d+)?|[+-]?\.\d+")
+
+
+def parse_answer(text):
+    """The final answer after `####`, without thousands separators: '… #### 1,234' -> '1234'; None if there is none.
+
+    Signs and decimals are kept; a leading currency sign and a trailing unit, percent sign or full stop are not.
+    """
+    _, mark, tail = text.rpartition("####")
+    found = _NUMBER.search(tail) if mark else None
+    return found.group().replace(",", "").removeprefix("+") if found else None
+
+
+def same_answer(a, b):
+    """Do two answers, as `parse_answer` returns them or as a model wrote them, name the same number? '7' and '7.0' do."""
+    try:
+        return Decimal(a.replace(",", "")) == Decimal(b.replace(",", ""))
+    except InvalidOperation:
+        return a.strip() == b.strip()
+
+
+def solution_ops(text):
+    """Operations of an annotated GSM8K solution, in order: 'he has <<48/2=24>>24 …' -> '/'."""
+    return "".join(op for calc in re.findall(r"<<([^=>]*)=", text) for op in re.findall(r"(?<=[\d.)%])[-+*/]", calc))
+
+
+def _examples(rows, where):
+    """(line number, row) pairs -> examples. Rows without an answer are counted and told, never hidden."""
+    examples, skipped = [], []
+    for line, row in rows:
+        if not (isinstance(row, dict) and isinstance(row.get("question"), str) and isinstance(row.get("answer"), str)):
+            raise UserError(f'{where}:{line}: needs the strings "question" and "answer"')
+        answer = parse_answer(row["answer"])
+        if answer is None:
+            skipped.append(line)
+        else:
+            examples.append(Example(row["question"].strip(), answer, solution_ops(row["answer"])))
+    if skipped:
+        shown = ", ".join(map(str, skipped[:5])) + (", …" if len(skipped) > 5 else "")
+        print(
+            f"{where}: skipped {len(skipped)} of {len(examples) + len(skipped)} rows without a '#### number' answer (line {shown})"
+        )
+    if not examples:
+        raise UserError(f'{where}: no usable rows; each line wants {{"question": …, "answer": "… #### 42"}}')
+    return examples
+
+
+def _parse_lines(path):
+    with open(path, encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                try:
+                    yield number, json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise UserError(f"{path}:{number}: not valid JSON ({error.msg} at column {error.colno})") from None
+
+
+def load_jsonl(path):
+    """File in GSM8K's format, one {"question", "answer"} a line -> list of Example."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(
+            f"{path}: no such file; --data-dir wants a folder with train.jsonl and test.jsonl in GSM8K's format"
+        )
+    try:
+        return _examples(_parse_lines(path), path)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from None
+
+
+def load_hub_gsm8k():
+    """(train, test) of openai/gsm8k from the Hugging Face Hub (Cobbe et al. 2021, arXiv 2110.14168), or from its cache."""
+    from datasets import load_dataset
+
+    try:
+        dataset = load_dataset("openai/gsm8k", "main")
+    except Exception as error:  # the libraries below `datasets` raise a dozen types when the Hub is out of reach
+        raise UserError(
+            f"could not download openai/gsm8k from the Hub ({type(error).__name__}). Without a network: "
+            "--data-dir DIR (a folder with train.jsonl and test.jsonl) or --dataset wordproblems"
+        ) from error
+    return tuple(_examples(enumerate(dataset[split], 1), f"openai/gsm8k {split}") for split in ("train", "test"))
+
+
+def load_splits(config):
+    """Config -> {"train", "val", "test"} of lists of Example. GSM8K's validation questions are always the same 500."""
+    if config.dataset == "wordproblems":
+        sizes = {"train": config.n_train, "val": N_VAL, "test": 1000}
+        return {split: word_problems(split, size, config.difficulty, config.seed) for split, size in sizes.items()}
+    if config.data_dir:
+        train, test = (load_jsonl(Path(config.data_dir) / f"{split}.jsonl") for split in ("train", "test"))
+    else:
+        train, test = load_hub_gsm8k()
+    order = np.random.default_rng(VAL_SEED).permutation(len(train))
+    n_val = min(N_VAL, len(train) // 5)  # a small file of one's own keeps at least four fifths for training
+    return {
+        "train": [train[i] for i in sorted(order[n_val:])],
+        "val": [train[i] for i in sorted(order[:n_val])],
+        "test": test,
+    }
+
+
+# ----------------------------------------------------------------------------------------- word problems
+
+NAMES = "Ana Ben Cleo Dan Eva Finn Gina Hugo Iris Jack Kara Leo Mia Noah Olga Paul Rosa Sam Tina Zoe".split()
+THINGS = "apples books coins cards shells stamps marbles pencils cookies stones pears stickers balls flowers beads keys".split()
+GROUPS = "boxes bags baskets jars packs rows crates drawers".split()
+
+# {n} is the owner, {m} another person, {x} the things, {g} a kind of group; {a}, {b} and {d} are numbers.
+START = (
+    "{n} has {a} {x}.",
+    "There are {a} {x} on {n}'s desk.",
+    "{n} starts the day with {a} {x}.",
+    "{n} owns {a} {x}.",
+    "At home {n} keeps {a} {x}.",
+)
+START_TIMES = (
+    "{n} has {a} {g} with {b} {x} in each.",
+    "There are {a} {g} and each holds {b} {x}.",
+    "{n} fills {a} {g} with {b} {x} each.",
+    "{n} buys {a} {g} of {b} {x}.",
+)
+EVENT = {
+    "+": (
+        "{m} gives {n} {b} more.",
+        "Then {n} finds {b} {x}.",
+        "{n} buys {b} more {x}.",
+        "Later {m} brings {b} {x}.",
+        "{b} more {x} arrive.",
+    ),
+    "-": (
+        "{n} gives {b} of them to {m}.",
+        "Then {b} {x} are lost.",
+        "{n} sells {b} {x}.",
+        "{m} takes {b} of the {x}.",
+        "{b} of the {x} break.",
+    ),
+    "*": (
+        "{m} has {b} times as many.",
+        "{m} collects {b} times that number of {x}.",
+        "{m} owns {b} times as many {x}.",
+    ),
+}
+ASK = {
+    "+": ("How many {x} are there now?", "How many {x} does {n} have in total?", "What is the total number of {x}?"),
+    "-": ("How many {x} are left?", "How many {x} remain?", "How many {x} does {n} still have?"),
+    "*": ("How many {x} does {m} have?", "How many {x} are {m}'s?"),
+    "groups": ("How many {x} are there in all?", "How many {x} is that?", "How many {x} does {n} have altogether?"),
+}
+DISTRACTOR = (
+    "{n} is {d} years old.",
+    "{m} has {d} cousins.",
+    "The walk to school takes {d} minutes.",
+    "{n} woke up {d} minutes late.",
+    "The shop is open for {d} hours.",
+)
+
+
+@cache
+def split_of_pair(a, b):
+    """The one split in which the operands a and b may meet, in either order and under any operation."""
+    u = random.Random(f"{min(a, b)} {max(a, b)}").random()
+    return "test" if u < 0.15 else "val" if u < 0.2 else "train"
+
+
+def word_problems(split, n, difficulty=1, seed=0):
+    """The embedded data set: n short arithmetic word problems with computable answers, seeded, no download.
+
+    A problem opens with a quantity, tells one or two events and asks for the result:
+
+        level 1   one step; sums and differences of numbers to 99, products of 2…5 with numbers to 99
+        level 2   one step; sums and differences of numbers to 999, products of 2…9 with numbers to 999
+        level 3   two steps of level 1's sizes, the second on the result of the first
+        level 4   level 3 and a sentence with a number that does not matter
+
+    Splits are disjoint by construction: an unordered pair of operands belongs to train, val or test
+    (`split_of_pair`), and *every* step of a problem uses a pair of its own split. Answers are integers >= 0.
+    `val` and `test` ignore the seed: all runs are measured on the same problems.
+    """
+    rng = random.Random(f"{split} {difficulty} {seed if split == 'train' else 'fixed'}")
+    top, factor_top = (999, 9) if difficulty == 2 else (99, 5)
+
+    def step(first=None):
+        """One operation on `first`, or on a fresh number, that this split may see -> (op, a, b, result), or None."""
+        for _ in range(500):  # a large first number may have no partner in a small split
+            op = rng.choice("+-*" if first is None or first <= top else "+-")
+            a = rng.randint(2, top) if first is None else first
+            b = rng.randint(2, factor_top if op == "*" else top)
+            if op == "-" and b > a:
+                if first is not None:
+                    continue
+                a, b = b, a
+            if split_of_pair(a, b) == split:
+                return op, a, b, {"+": a + b, "-": a - b, "*": a * b}[op]
+        return None
+
+    def problem():
+        steps = [step()]
+        while difficulty >= 3 and len(steps) < 2:
+            second = step(steps[0][3])
+            steps = [*steps, second] if second else [step()]
+        (op, a, b, result), words = steps[0], dict(zip("nm", rng.sample(NAMES, 2), strict=True))
+        words |= {"x": rng.choice(THINGS), "g": rng.choice(GROUPS)}
+        if op == "*" and rng.random() < 0.6:  # groups of things: the factor comes first
+            sentences, ask = [rng.choice(START_TIMES).format(a=b, b=a, **words)], "groups"
+        else:
+            sentences, ask = [rng.choice(START).format(a=a, **words), rng.choice(EVENT[op]).format(b=b, **words)], op
+        for op, _, b, result in steps[1:]:
+            if ask == "*":  # the quantity is now the other person's
+                words["n"], words["m"] = words["m"], words["n"]
+            sentences, ask = [*sentences, rng.choice(EVENT[op]).format(b=b, **words)], op
+        if difficulty >= 4:
+            where = rng.randrange(len(sentences) + 1)
+            sentences.insert(where, rng.choice(DISTRACTOR).format(d=rng.randint(2, 60), **words))
+        question = " ".join([*sentences, rng.choice(ASK[ask]).format(**words)])
+        return Example(question, str(result), "".join(op for op, *_ in steps))
+
+    return [problem() for _ in range(n)]
+
+
+# ------------------------------------------------------------------------------------------- tokenizers
+
+SPECIAL = ("[PRED]", "[ANS]", "[EOS]", "[PAD]")
+
+
+class Tokenizer:
+    """Text <-> token ids; `pred`, `ans`, `eos`, `pad` are the ids of the special tokens, which no text encodes to.
+
+    `n_vocab` counts everything and is rounded up to a multiple of 64, which GPUs' matrix units like.
+    """
+
+    def __init__(self, n_text):
+        self.pred, self.ans, self.eos, self.pad = range(n_text, n_text + len(SPECIAL))
+        self.n_text, self.n_vocab = n_text, -(-(n_text + len(SPECIAL)) // 64) * 64
+
+    def decode(self, ids):
+        """Token ids -> text; special tokens and bytes that are not UTF-8 become readable marks."""
+        return "".join(self.pieces(ids))
+
+    def save(self, folder):
+        """Write what `load_tokenizer` needs and the package does not already have."""
+
+
+class GPT2Tokenizer(Tokenizer):
+    """GPT-2's byte-level BPE of 50,257 entries through tiktoken."""
+
+    def __init__(self):
+        import tiktoken
+
+        try:
+            self.encoding = tiktoken.get_encoding("gpt2")
+        except Exception as error:  # whatever the HTTP stack raises when there is no network
+            raise UserError(
+                f"could not download the gpt2 vocabulary ({type(error).__name__}). Without a network: --tokenizer bpe:4096, "
+                "--dataset wordproblems, or TIKTOKEN_CACHE_DIR at a folder where tiktoken has already cached it"
+            ) from error
+        super().__init__(self.encoding.n_vocab)
+
+    def encode(self, texts):
+        """list of str -> list of lists of ids; text that spells a special token stays plain text."""
+        return self.encoding.encode_ordinary_batch(texts)
+
+    def pieces(self, ids):
+        """ids -> one readable string a token."""
+        text = [self.encoding.decode_single_token_bytes(i).decode("utf-8", "replace") if i < self.n_text else
+                SPECIAL[min(i - self.n_text, len(SPECIAL) - 1)] for i in ids]  # fmt: skip
+        return text
+
+
+class BPETokenizer(Tokenizer):
+    """A byte-level BPE trained on the training split, with a token for every digit *at its place*.
+
+    "47 pears" -> 4·10  7·1  " pears". Ten digits at up to eight places are 80 tokens for all whole numbers; a model
+    that must first count how many digits follow learns arithmetic late or not at all (Nogueira et al. 2021, arXiv
+    2102.13019, compare ways of writing a number; place markers do best).
+    """
+
+    PLACES = 8
+    FIRST = 0xE000  # digit d at place p is the private-use character FIRST + 10 p + d while the BPE sees the text
+
+    def __init__(self, bpe):
+        self.bpe = bpe
+        super().__init__(bpe.get_vocab_size())
+
+    @classmethod
+    def _mark(cls, text):
+        """'47' -> the characters of 4 at place 1 and 7 at place 0."""
+        return re.sub(r"[0-9]+", lambda run: "".join(
+            chr(cls.FIRST + 10 * min(place, cls.PLACES - 1) + int(digit))
+            for place, digit in zip(range(len(run[0]) - 1, -1, -1), run[0], strict=True)), text)  # fmt: skip
+
+    @classmethod
+    def _unmark(cls, text):
+        return "".join(str((ord(c) - cls.FIRST) % 10) if 0 <= ord(c) - cls.FIRST < 10 * cls.PLACES else c for c in text)
+
+    @classmethod
+    def train(cls, texts, n_vocab):
+        """iterable of str -> BPETokenizer of `n_vocab` entries in all (fewer if the texts hold fewer merges)."""
+        import tokenizers
+        from tokenizers import decoders, models, pre_tokenizers, trainers
+
+        bpe = tokenizers.Tokenizer(models.BPE())
+        words = pre_tokenizers.Split(tokenizers.Regex(r" ?\p{L}+| ?[^\s\p{L}]+|\s"), "isolated")
+        bpe.pre_tokenizer = pre_tokenizers.Sequence(
+            [words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        )
+        bpe.decoder = decoders.ByteLevel()
+        digits = [chr(cls.FIRST + i) for i in range(10 * cls.PLACES)]
+        trainer = trainers.BpeTrainer(vocab_size=n_vocab - len(SPECIAL) - len(digits), show_progress=False,
+                                      initial_alphabet=pre_tokenizers.ByteLevel.alphabet())  # fmt: skip
+        bpe.train_from_iterator((re.sub("[0-9]", "", text) for text in texts), trainer)
+        bpe.add_tokens([tokenizers.AddedToken(c, lstrip=True, normalized=False) for c in digits])
+        return cls(bpe)
+
+    def encode(self, texts):
+        """list of str -> list of lists of ids."""
+        return [e.ids for e in self.bpe.encode_batch([self._mark(t) for t in texts])]
+
+    def pieces(self, ids):
+        """ids -> one readable string a token."""
+        return [
+            self._unmark(self.bpe.decode([i])) if i < self.n_text else SPECIAL[min(i - self.n_text, len(SPECIAL) - 1)]
+            for i in ids
+        ]
+
+    def save(self, folder):
+        self.bpe.save(str(Path(folder) / "tokenizer.json"))
+
+
+def train_tokenizer(name, examples):
+    """`gpt2`, or `bpe:N` trained on the examples -> Tokenizer."""
+    if name == "gpt2":
+        return GPT2Tokenizer()
+    kind, _, size = name.partition(":")
+    if kind != "bpe" or not size.isdigit() or int(size) < 320:
+        raise UserError(
+            f"--tokenizer {name}: wants gpt2 or bpe:N with N >= 320 (256 bytes, the special tokens, some merges)"
+        )
+    return BPETokenizer.train((text for e in examples for text in (e.question, e.answer)), int(size))
+
+
+def load_tokenizer(name, folder):
+    """The tokenizer of the run in `folder`."""
+    if name == "gpt2":
+        return GPT2Tokenizer()
+    import tokenizers
+
+    path = Path(folder) / "tokenizer.json"
+    if not path.is_file():
+        raise UserError(
+            f"{path}: missing; the run in {folder} was trained with --tokenizer {name} and cannot be read without it"
+        )
+    return BPETokenizer(tokenizers.Tokenizer.from_file(str(path)))
+
+
+# ---------------------------------------------------------------------------------------------- batches
+
+
+@dataclass
+class Batch:
+    """N examples in B rows; what the model needs and nothing else. Indices are int64; `*_at` index flat positions.
+
+    tokens, segment, position  (B, T)
+    question_at, question_ids  (K,)  positions of `tokens` that predict a question token, and that token
+    pred_at, eos_at            (N,)  positions of [PRED] and of [EOS]
+    answer_at                  (K',) positions of `tokens` that would predict an answer token (used under --mask causal)
+    decode_tokens              (N, M) answer tokens: the decode pass reads [latent] a1 … am
+    decode_at, answer_ids      (K',) positions of the (N, M+1) decode pass that predict an answer token or [EOS], and it
+    other                      (N,)  an example of the batch with another answer, the control of every cosine; -1 if none
+    share                      floats, summed losses are divided by: targets and examples of the *whole* optimiser
+                               step, so that micro-batches and processes add up to exactly one large batch
+    """
+
+    tokens: torch.Tensor
+    segment: torch.Tensor
+    position: torch.Tensor
+    question_at: torch.Tensor
+    question_ids: torch.Tensor
+    pred_at: torch.Tensor
+    eos_at: torch.Tensor
+    answer_at: torch.Tensor
+    decode_tokens: torch.Tensor
+    decode_at: torch.Tensor
+    answer_ids: torch.Tensor
+    other: torch.Tensor
+    share: dict
+
+    @property
+    def n_tokens(self):
+        """Real tokens: all but padding."""
+        return int((self.segment >= 0).sum())
+
+    def to(self, device):
+        """Copy to a device without waiting for the copy."""
+        if torch.device(device).type == "cpu":
+            return self
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        pin = (lambda t: t.pin_memory()) if torch.device(device).type == "cuda" else (lambda t: t)
+        return Batch(**{k: pin(v).to(device, non_blocking=True) if torch.is_tensor(v) else v for k, v in moved.items()})
+
+
+def _ranges(starts, lengths):
+    """starts (N,), lengths (N,) -> the ranges start … start+length-1, one after the other (sum of lengths,)."""
+    ends = np.cumsum(lengths)
+    return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - lengths - starts, lengths)
+
+
+class Encoded:
+    """A split as one contiguous array of token ids; batches are cut from it without a Python loop over examples."""
+
+    def __init__(self, examples, tokenizer, block_size, where="data", isolated=True):
+        """Examples that do not fit `block_size` are left out, counted and told; `isolated` views count from 0."""
+        questions = tokenizer.encode([e.question for e in examples])
+        answers = tokenizer.encode([e.answer for e in examples])
+        fits = [len(q) + len(a) + 3 <= block_size for q, a in zip(questions, answers, strict=True)]
+        if not all(fits):
+            longest = max(len(q) + len(a) + 3 for q, a in zip(questions, answers, strict=True))
+            print(f"{where}: left out {fits.count(False)} of {len(fits)} examples longer than --block-size {block_size} "
+                  f"tokens (the longest needs {longest})")  # fmt: skip
+        if not any(fits):
+            raise UserError(f"{where}: no example fits --block-size {block_size}")
+        self.index = np.flatnonzero(fits)  # row -> position in `examples`
+        self.examples = [examples[i] for i in self.index]
+        self.tokenizer, self.block_size, self.isolated = tokenizer, block_size, isolated
+        rows = [(questions[i], answers[i]) for i in self.index]
+        self.n = np.array([len(q) for q, _ in rows])  # question tokens
+        self.m = np.array([len(a) for _, a in rows])  # answer tokens
+        self.length = self.n + self.m + 3  # with [PRED], [ANS] and [EOS]
+        self.start = np.concatenate([[0], np.cumsum(self.length)[:-1]])
+        t = tokenizer
+        self.tokens = np.fromiter((i for q, a in rows for i in (*q, t.pred, t.ans, *a, t.eos)), np.int64)
+        self.answer_id = np.unique([e.answer for e in self.examples], return_inverse=True)[1]
+
+    def __len__(self):
+        return len(self.n)
+
+    def totals(self, index):
+        """What a summed loss over these examples is divided by to be a mean (see Batch.share)."""
+        n, m = self.n[index], self.m[index]
+        return {
+            "question": float(max(1, np.maximum(n - 1, 0).sum())),
+            "answer": float((m + 1).sum()),
+            "examples": float(len(n)),
+        }
+
+    def rows(self, index, packed):
+        """Which row each example goes to and where in it -> (row (N,), offset (N,), T)."""
+        length = self.length[index]
+        if not packed:
+            return np.arange(len(index)), np.zeros(len(index), np.int64), int(length.max())
+        row, offset, free = np.zeros(len(index), np.int64), np.zeros(len(index), np.int64), []
+        for i in np.argsort(-length, kind="stable"):  # first fit, longest first
+            r = next((r for r, space in enumerate(free) if space >= length[i]), len(free))
+            if r == len(free):
+                free.append(self.block_size)
+            row[i], offset[i] = r, self.block_size - free[r]
+            free[r] -= int(length[i])
+        return row, offset, self.block_size
+
+    def batch(self, index, share=None, packed=False):
+        """Examples `index` (N,) -> Batch."""
+        index = np.asarray(index)
+        n, m, length = self.n[index], self.m[index], self.length[index]
+        row, offset, T = self.rows(index, packed)
+        B, N, M = int(row.max()) + 1, len(index), int(m.max())
+        begin = row * T + offset  # flat position of each example's first token
+        at = _ranges(begin, length)
+        tokens = np.full(B * T, self.tokenizer.pad)
+        segment, position = np.full(B * T, -1), np.zeros(B * T, np.int64)
+        tokens[at] = self.tokens[_ranges(self.start[index], length)]
+        views = np.stack([n + 1, m + 2], 1).ravel()  # lengths of q…[PRED], [ANS]…[EOS], of the next example, …
+        segment[at] = np.repeat(np.arange(2 * N), views)
+        position[at] = (
+            _ranges(np.zeros(2 * N, np.int64), views) if self.isolated else _ranges(np.zeros(N, np.int64), length)
+        )
+        question_at = _ranges(begin, np.maximum(n - 1, 0))
+        answer_at = _ranges(begin + n + 1, m + 1)  # [ANS] a1 … am predict a1 … am [EOS]
+        decode_tokens = np.full((N, M), self.tokenizer.pad)
+        decode_tokens[np.arange(M) < m[:, None]] = tokens[_ranges(begin + n + 2, m)]
+        arrays = dict(
+            tokens=tokens.reshape(B, T), segment=segment.reshape(B, T), position=position.reshape(B, T),
+            question_at=question_at, question_ids=tokens[question_at + 1], pred_at=begin + n, eos_at=begin + length - 1,
+            answer_at=answer_at, decode_tokens=decode_tokens, decode_at=_ranges(np.arange(N) * (M + 1), m + 1),
+            answer_ids=tokens[answer_at + 1], other=_another(self.answer_id[index]),
+        )  # fmt: skip
+        return Batch(**{k: torch.from_numpy(v) for k, v in arrays.items()}, share=share or self.totals(index))
+
+
+def _another(labels):
+    """labels (N,) -> for each item the position of an item with another label, or -1: the nearest one after it."""
+    N = len(labels)
+    other = np.full(N, -1)
+    for shift in range(1, N):
+        todo = other < 0
+        if not todo.any():
+            break
+        candidate = (np.arange(N) + shift) % N
+        other = np.where(todo & (labels[candidate] != labels), candidate, other)
+    return other
+
+
+def epoch_order(length, batch_size, seed, epoch):
+    """Lengths (N,) -> the epoch's optimiser steps, a list of index arrays: a pure function of its arguments.
+
+    Shuffled, then sorted by length within chunks of 50 batches, cut into batches, batches shuffled: a batch holds
+    like lengths, so that little of it is padding, and no two epochs hold the same batches. The last, short batch is
+    dropped: every step then has the same weight; other examples fall to it in each epoch.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    order = rng.permutation(len(length))
+    batch_size = min(batch_size, len(length))
+    chunk = 50 * batch_size
+    order = np.concatenate(
+        [c[np.argsort(length[c], kind="stable")] for c in np.split(order, range(chunk, len(order), chunk))]
+    )
+    steps = [order[i : i + batch_size] for i in range(0, len(order) - batch_size + 1, batch_size)]
+    return [steps[i] for i in rng.permutation(len(steps))]
+
+
+def make_batches(data, config, rank=0, world=1):
+    """Encoded, Config -> (steps per epoch, batches): `batches(epoch, k)` yields the micro-batches of this process
+    in step k of that epoch. All processes together see exactly the examples of one process alone."""
+    steps = len(epoch_order(data.length, config.batch_size, config.seed, 0))
+    order = lru_cache(maxsize=1)(lambda epoch: epoch_order(data.length, config.batch_size, config.seed, epoch))
+
+    def batches(epoch, k):
+        index, parts = order(epoch)[k], world * config.grad_accum
+        share = data.totals(index)
+        for i in range(config.grad_accum):
+            yield data.batch(index[rank * config.grad_accum + i :: parts], share, config.batching == "packed")
+
+    return steps, batches
+
+
+def ordered_batches(data, batch_size, packed=False):
+    """Every example once, like lengths together -> Batches whose summed losses are the means over the whole split."""
+    order, share = np.argsort(data.length, kind="stable"), data.totals(slice(None))
+    for i in range(0, len(order), batch_size):
+        yield data.batch(order[i : i + batch_size], share, packed)

@@ -1,0 +1,121 @@
+"""Exact match: does the answer decoded from z_hat, or the nearest answer latent, name the right number?
+
+    python evaluate_accuracy.py --run out/quick
+    python evaluate_accuracy.py --run out/nanojepa --data-dir DIR --limit 100
+
+Two read-outs of the same prediction: greedy decoding from z_hat, and the nearest latent among all distinct answers of
+the split. Beside them what no model is needed for: always giving the commonest training answer, and the best constant
+that hindsight could choose on the split itself. An accuracy that does not beat these is no result.
+
+Writes accuracy.json and predictions.jsonl into the run's folder.
+"""
+
+import json
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from scipy.stats import binomtest
+from tqdm import tqdm
+
+from config import EvalConfig, UserError, atomic, parse, resolve_device, run_main, write_json
+from data import load_splits, same_answer
+from model import load_run
+
+
+def wilson(hits, n):
+    """95% Wilson score interval of a share: hits of n -> [low, high] (Wilson 1927)."""
+    return list(binomtest(int(hits), n).proportion_ci(method="wilson")) if n else [0.0, 1.0]
+
+
+def by_length(model, questions, batch_size, progress=None):
+    """Batches of like length over the questions that fit the context -> lists of positions in `questions`.
+
+    Under right-padding a batch costs what its longest question costs. Questions that do not fit are told, not cut.
+    """
+    length = [len(ids) + 1 for ids in model.tokenizer.encode(questions)]
+    order = sorted((i for i, n in enumerate(length) if n <= model.config.block_size), key=length.__getitem__)
+    if len(order) < len(questions):
+        print(f"{len(questions) - len(order)} of {len(questions)} questions are longer than the context of "
+              f"{model.config.block_size} tokens; they count as wrong")  # fmt: skip
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    return tqdm(batches, desc=progress, unit="batch") if progress else batches
+
+
+@torch.no_grad()
+def accuracy(model, examples, train_examples, batch_size=64, progress=None):
+    """model, list of Example, training examples -> (accuracy.json's dict, one dict a question for predictions.jsonl)."""
+    began = time.perf_counter()
+    candidates = sorted({e.answer for e in examples})
+    z = torch.cat([model.encode(candidates[i : i + 256]) for i in range(0, len(candidates), 256)])  # (A, C)
+    column = {answer: i for i, answer in enumerate(candidates)}
+    rows = [
+        {"question": e.question, "gold": e.answer, "prediction": "", "nearest": "", "cosine": None} for e in examples
+    ]
+    for index in by_length(model, [e.question for e in examples], batch_size, progress):
+        questions = [examples[i].question for i in index]
+        z_hat = model.predict(questions)  # (B, C)
+        decoded = model.answer(questions) if model.config.mask == "causal" else model.decode(z_hat)
+        similarity = F.normalize(z_hat, dim=-1) @ F.normalize(z, dim=-1).T  # (B, A)
+        nearest, own = similarity.argmax(-1).tolist(), similarity.tolist()
+        for b, i in enumerate(index):
+            cosine = own[b][column[examples[i].answer]]
+            rows[i] |= {"prediction": decoded[b], "nearest": candidates[nearest[b]], "cosine": round(cosine, 4)}
+
+    n, gold = len(examples), [e.answer for e in examples]
+    hits = {name: sum(same_answer(row[key], row["gold"]) for row in rows)
+            for name, key in (("exact_match_decoded", "prediction"), ("exact_match_nearest", "nearest"))}  # fmt: skip
+    favourite = Counter(e.answer for e in train_examples).most_common(1)[0][0]
+    best, best_hits = Counter(gold).most_common(1)[0]
+    result = {"n": n}
+    for name, k in hits.items():
+        result |= {name: k / n, f"{name}_ci95": wilson(k, n)}
+    result |= {"constant_from_train": gold.count(favourite) / n, "constant_from_train_answer": favourite,
+               "constant_best_on_test": best_hits / n, "constant_best_on_test_answer": best,
+               "seconds": round(time.perf_counter() - began, 3)}  # fmt: skip
+    return result, rows
+
+
+def load_examples(model, config):
+    """The splits that the run was trained and tested on -> (examples of `config.split`, at most `limit`; training examples)."""
+    source = replace(model.config, **({"data_dir": config.data_dir, "dataset": "gsm8k"} if config.data_dir else {}))
+    splits = load_splits(source)
+    if config.limit < 0:
+        raise UserError(f"--limit {config.limit}: wants a number of questions, or 0 for all")
+    return splits[config.split][: config.limit or None], splits["train"]
+
+
+def main():
+    config, _ = parse(EvalConfig, {}, __doc__.split("\n\n")[0])
+    model = load_run(config.run, resolve_device(config.device).device)
+    examples, train_examples = load_examples(model, config)
+    result, rows = accuracy(model, examples, train_examples, config.batch_size, "answering")
+
+    def show(label, name):
+        low, high = result[f"{name}_ci95"]
+        print(f"  {label:<44}{result[name]:8.2%}   95% interval {low:.2%} to {high:.2%}")
+
+    readout = "token by token" if model.config.mask == "causal" else "from z_hat"
+    print(f"\n{config.run}: exact match over {result['n']:,} questions of the {config.split} split")
+    show(f"decoded greedily {readout}", "exact_match_decoded")
+    show("nearest answer latent", "exact_match_nearest")
+    print(
+        f"  {'always ' + repr(result['constant_from_train_answer']) + ', the commonest in training':<44}{result['constant_from_train']:8.2%}"
+    )
+    print(
+        f"  {'always ' + repr(result['constant_best_on_test_answer']) + ', the best in hindsight':<44}{result['constant_best_on_test']:8.2%}"
+    )
+    print(f"  {result['seconds']:.1f} s, {result['n'] / result['seconds']:,.0f} questions/s")
+
+    run = Path(config.run)
+    write_json(run / "accuracy.json", {"split": config.split, **result})
+    with atomic(run / "predictions.jsonl") as path:
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    print(f"\nwrote {run}/accuracy.json and {run}/predictions.jsonl")
+
+
+if __name__ == "__main__":
+    run_main(main)
