@@ -117,7 +117,42 @@ class Config(LoopConfig):
 
 # --------------------------------------------------------------------------------------------- presets
 
-PRESETS = {}
+PRESETS = {
+    # The first command of a newcomer: no download, no GPU. Reasoning is learned through L_jepa alone (decode-on-z_hat
+    # is 0). lambda 4 and a light question loss because the wording is a means here, the arithmetic is the end.
+    "quick": Preset(
+        "any laptop CPU, about 5 min: word problems; exact match >= 90% on operand pairs never trained on",
+        dict(
+            run="out/quick",
+            dataset="wordproblems",
+            tokenizer="bpe:1024",
+            n_train=40_000,
+            epochs=4,
+            batch_size=64,
+            n_embd=96,
+            n_head=4,
+            block_size=64,
+            dropout=0.0,
+            lr=3e-3,
+            jepa_weight=4.0,
+            question_weight=0.1,
+        ),
+    ),
+    # Real GSM8K without a GPU. A small vocabulary because with GPT-2's half of the work would be the output layer.
+    "gsm8k-small": Preset(
+        "2 CPU cores, under 40 min: GSM8K, 5.8M parameters; at the constant-answer baseline of 3%",
+        dict(run="out/gsm8k-small", tokenizer="bpe:4096", n_embd=256, block_size=320, epochs=8, lr=1e-3),
+    ),
+    # The founding configuration on small cards. Minutes are estimates from FLOPs, not measurements.
+    "rtx3050": Preset(
+        "RTX 3050 (4 GiB), about 15 min (estimate): GSM8K, 45M parameters, 25 epochs",
+        dict(run="out/rtx3050", batch_size=32, grad_accum=2),
+    ),
+    "rtx3060": Preset(
+        "RTX 3060 (12 GiB), about 8 min (estimate): GSM8K, 45M parameters, 25 epochs, compiled",
+        dict(run="out/rtx3060", batch_size=64, lr=8e-4, compile=True),
+    ),
+}
 
 # ---------------------------------------------------------------------------------------------- parser
 
@@ -250,7 +285,7 @@ def resolve_device(name="auto", precision="auto"):
 
 @contextmanager
 def atomic(path):
-    """`with atomic(path) as temporary:` write there; `path` then appears whole, or stays as it was if anything fails."""
+    """`with atomic(path) as temporary:` write there; `path` appears whole, or stays as it was if anything fails."""
     path, temporary = Path(path), Path(f"{path}.{os.getpid()}.tmp")
     try:
         yield temporary

@@ -57,7 +57,7 @@ def parse_answer(text):
 
 
 def same_answer(a, b):
-    """Do two answers, as `parse_answer` returns them or as a model wrote them, name the same number? '7' and '7.0' do."""
+    """Do two answers, parsed or written by a model, name the same number? '7' and '7.0' do."""
     try:
         return Decimal(a.replace(",", "")) == Decimal(b.replace(",", ""))
     except InvalidOperation:
@@ -83,7 +83,8 @@ def _examples(rows, where):
     if skipped:
         shown = ", ".join(map(str, skipped[:5])) + (", …" if len(skipped) > 5 else "")
         print(
-            f"{where}: skipped {len(skipped)} of {len(examples) + len(skipped)} rows without a '#### number' answer (line {shown})"
+            f"{where}: skipped {len(skipped)} of {len(examples) + len(skipped)} rows "
+            f"without a '#### number' answer (line {shown})"
         )
     if not examples:
         raise UserError(f'{where}: no usable rows; each line wants {{"question": …, "answer": "… #### 42"}}')
@@ -114,7 +115,7 @@ def load_jsonl(path):
 
 
 def load_hub_gsm8k():
-    """(train, test) of openai/gsm8k from the Hugging Face Hub (Cobbe et al. 2021, arXiv 2110.14168), or from its cache."""
+    """(train, test) of openai/gsm8k (Cobbe et al. 2021, arXiv 2110.14168) from the Hugging Face Hub or its cache."""
     from datasets import load_dataset
 
     try:
@@ -148,7 +149,7 @@ def load_splits(config):
 # ----------------------------------------------------------------------------------------- word problems
 
 NAMES = "Ana Ben Cleo Dan Eva Finn Gina Hugo Iris Jack Kara Leo Mia Noah Olga Paul Rosa Sam Tina Zoe".split()
-THINGS = "apples books coins cards shells stamps marbles pencils cookies stones pears stickers balls flowers beads keys".split()
+THINGS = "apples books coins cards shells stamps marbles pencils cookies stones pears stickers balls beads keys".split()
 GROUPS = "boxes bags baskets jars packs rows crates drawers".split()
 
 # {n} is the owner, {m} another person, {x} the things, {g} a kind of group; {a}, {b} and {d} are numbers.
@@ -244,13 +245,14 @@ def word_problems(split, n, difficulty=1, seed=0):
         while difficulty >= 3 and len(steps) < 2:
             second = step(steps[0][3])
             steps = [*steps, second] if second else [step()]
-        (op, a, b, result), words = steps[0], dict(zip("nm", rng.sample(NAMES, 2), strict=True))
+        result = steps[-1][3]
+        (op, a, b, _), words = steps[0], dict(zip("nm", rng.sample(NAMES, 2), strict=True))
         words |= {"x": rng.choice(THINGS), "g": rng.choice(GROUPS)}
         if op == "*" and rng.random() < 0.6:  # groups of things: the factor comes first
             sentences, ask = [rng.choice(START_TIMES).format(a=b, b=a, **words)], "groups"
         else:
             sentences, ask = [rng.choice(START).format(a=a, **words), rng.choice(EVENT[op]).format(b=b, **words)], op
-        for op, _, b, result in steps[1:]:
+        for op, _, b, _ in steps[1:]:
             if ask == "*":  # the quantity is now the other person's
                 words["n"], words["m"] = words["m"], words["n"]
             sentences, ask = [*sentences, rng.choice(EVENT[op]).format(b=b, **words)], op
@@ -296,8 +298,8 @@ class GPT2Tokenizer(Tokenizer):
             self.encoding = tiktoken.get_encoding("gpt2")
         except Exception as error:  # whatever the HTTP stack raises when there is no network
             raise UserError(
-                f"could not download the gpt2 vocabulary ({type(error).__name__}). Without a network: --tokenizer bpe:4096, "
-                "--dataset wordproblems, or TIKTOKEN_CACHE_DIR at a folder where tiktoken has already cached it"
+                f"could not download the gpt2 vocabulary ({type(error).__name__}). Without a network: --tokenizer "
+                "bpe:4096, --dataset wordproblems, or TIKTOKEN_CACHE_DIR at a folder where tiktoken has cached it"
             ) from error
         super().__init__(self.encoding.n_vocab)
 
@@ -411,7 +413,7 @@ class Batch:
     answer_at                  (K',) positions of `tokens` that would predict an answer token (used under --mask causal)
     decode_tokens              (N, M) answer tokens: the decode pass reads [latent] a1 … am
     decode_at, answer_ids      (K',) positions of the (N, M+1) decode pass that predict an answer token or [EOS], and it
-    other                      (N,)  an example of the batch with another answer, the control of every cosine; -1 if none
+    other                      (N,)  an example of the batch with another answer, each cosine's control; -1 if none
     share                      floats, summed losses are divided by: targets and examples of the *whole* optimiser
                                step, so that micro-batches and processes add up to exactly one large batch
     """
@@ -460,8 +462,8 @@ class Encoded:
         fits = [len(q) + len(a) + 3 <= block_size for q, a in zip(questions, answers, strict=True)]
         if not all(fits):
             longest = max(len(q) + len(a) + 3 for q, a in zip(questions, answers, strict=True))
-            print(f"{where}: left out {fits.count(False)} of {len(fits)} examples longer than --block-size {block_size} "
-                  f"tokens (the longest needs {longest})")  # fmt: skip
+            print(f"{where}: left out {fits.count(False)} of {len(fits)} examples longer than --block-size "
+                  f"{block_size} tokens (the longest needs {longest})")  # fmt: skip
         if not any(fits):
             raise UserError(f"{where}: no example fits --block-size {block_size}")
         self.index = np.flatnonzero(fits)  # row -> position in `examples`

@@ -6,12 +6,12 @@
 A cosine means nothing without its control: when all latents point one way, every pair has cosine 1. So each figure
 stands beside another answer's latent, and beside the same model before training.
 
-    cos_own, cos_other, margin   cosine of z_hat to the own answer's latent, to those of the other questions with another
+    cos_own, cos_other, margin   cosine of z_hat to the own answer's latent, to those of the questions with another
                                  answer, and the difference; means over questions
     auc                          share of the other distinct answers that are further from z_hat; 0.5 is chance
     retrieval_at_k, mrr          rank of the own answer among all distinct answers of the split; ties count against
-    effective_rank               exp(entropy of the normalised singular values) of the centred latents (Roy & Vetterli 2007)
-    deviation                    mean over dimensions of the standard deviation of unit latents, times sqrt(C); 1 is isotropic
+    effective_rank               exp(entropy of the normalised singular values) of centred latents (Roy & Vetterli 2007)
+    deviation                    mean standard deviation of a dimension of unit latents, times sqrt(C); 1 is isotropic
     mean_pairwise_cos            mean cosine of two different questions' latents; 1 is collapse
     neighbours_share_answer      do a question's 5 nearest questions (by z_hat) share its answer, its operations?
     neighbours_share_ops         …_chance is the same for any other question
@@ -81,7 +81,7 @@ def neighbours(z_hat, labels, name):
 
 @torch.no_grad()
 def latents(model, examples, batch_size=64, progress=None):
-    """-> (z_hat (N, C), z of the distinct answers (A, C), own (N,) the column of each example's answer, kept examples)."""
+    """-> (z_hat (N, C), z of the distinct answers (A, C), own (N,) each example's row in z, kept examples)."""
     batches = list(by_length(model, [e.question for e in examples], batch_size))
     kept = [examples[i] for batch in batches for i in batch]
     answers = sorted({e.answer for e in kept})
@@ -191,7 +191,7 @@ def plot_map(found, path):
 
 
 def plot_training(runs, path):
-    """Validation cosines over training, own (solid) and other (dotted), one colour a run: lambda > 0 against lambda = 0."""
+    """Validation cosines over training, own (solid) and other (dotted), one colour a run."""
     import matplotlib.pyplot as plt
 
     figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
@@ -226,9 +226,9 @@ class AlignmentConfig(EvalConfig):
     compare: tuple = opt((), "other runs, for a table of all and a figure of alignment over training")
 
 
-TABLE = ("cos_own", "cos_other", "margin", "auc", "retrieval_at_1", "retrieval_at_5", "retrieval_at_10", "mrr", "effective_rank_z",
-         "effective_rank_z_hat", "deviation_z", "deviation_z_hat", "mean_pairwise_cos_z", "mean_pairwise_cos_z_hat",
-         "neighbours_share_answer", "neighbours_share_ops")  # fmt: skip
+TABLE = ("cos_own", "cos_other", "margin", "auc", "retrieval_at_1", "retrieval_at_5", "retrieval_at_10", "mrr",
+         "effective_rank_z", "effective_rank_z_hat", "deviation_z", "deviation_z_hat", "mean_pairwise_cos_z",
+         "mean_pairwise_cos_z_hat", "neighbours_share_answer", "neighbours_share_ops")  # fmt: skip
 
 
 def print_table(columns):
@@ -264,7 +264,8 @@ def main():
         columns[other] = alignment(rival, load_examples(rival, config)[0], config.batch_size)[0]
 
     print(
-        f"\n{config.run}: {result['n']:,} questions of the {config.split} split, {result['n_answers']:,} distinct answers\n"
+        f"\n{config.run}: {result['n']:,} questions of the {config.split} split, "
+        f"{result['n_answers']:,} distinct answers\n"
     )
     print_table(columns)
     write_json(

@@ -47,7 +47,7 @@ def by_length(model, questions, batch_size, progress=None):
 
 @torch.no_grad()
 def accuracy(model, examples, train_examples, batch_size=64, progress=None):
-    """model, list of Example, training examples -> (accuracy.json's dict, one dict a question for predictions.jsonl)."""
+    """model, examples, training examples -> (accuracy.json's dict, one dict a question for predictions.jsonl)."""
     began = time.perf_counter()
     candidates = sorted({e.answer for e in examples})
     z = torch.cat([model.encode(candidates[i : i + 256]) for i in range(0, len(candidates), 256)])  # (A, C)
@@ -80,7 +80,7 @@ def accuracy(model, examples, train_examples, batch_size=64, progress=None):
 
 
 def load_examples(model, config):
-    """The splits that the run was trained and tested on -> (examples of `config.split`, at most `limit`; training examples)."""
+    """The data of the run -> (examples of `config.split`, at most `limit`; training examples)."""
     source = replace(model.config, **({"data_dir": config.data_dir, "dataset": "gsm8k"} if config.data_dir else {}))
     splits = load_splits(source)
     if config.limit < 0:
@@ -94,20 +94,17 @@ def main():
     examples, train_examples = load_examples(model, config)
     result, rows = accuracy(model, examples, train_examples, config.batch_size, "answering")
 
-    def show(label, name):
-        low, high = result[f"{name}_ci95"]
-        print(f"  {label:<44}{result[name]:8.2%}   95% interval {low:.2%} to {high:.2%}")
-
     readout = "token by token" if model.config.mask == "causal" else "from z_hat"
     print(f"\n{config.run}: exact match over {result['n']:,} questions of the {config.split} split")
-    show(f"decoded greedily {readout}", "exact_match_decoded")
-    show("nearest answer latent", "exact_match_nearest")
-    print(
-        f"  {'always ' + repr(result['constant_from_train_answer']) + ', the commonest in training':<44}{result['constant_from_train']:8.2%}"
-    )
-    print(
-        f"  {'always ' + repr(result['constant_best_on_test_answer']) + ', the best in hindsight':<44}{result['constant_best_on_test']:8.2%}"
-    )
+    for label, name in (
+        (f"decoded greedily {readout}", "exact_match_decoded"),
+        ("nearest answer latent", "exact_match_nearest"),
+        (f"always {result['constant_from_train_answer']!r}, the commonest in training", "constant_from_train"),
+        (f"always {result['constant_best_on_test_answer']!r}, the best in hindsight", "constant_best_on_test"),
+    ):
+        interval = result.get(f"{name}_ci95")
+        shown = f"   95% interval {interval[0]:.2%} to {interval[1]:.2%}" if interval else ""
+        print(f"  {label:<44}{result[name]:8.2%}{shown}")
     print(f"  {result['seconds']:.1f} s, {result['n'] / result['seconds']:,.0f} questions/s")
 
     run = Path(config.run)

@@ -198,7 +198,7 @@ class NanoJEPA(nn.Module, PyTorchModelHubMixin, library_name="nanojepa", tags=["
         self.embed = nn.Embedding(config.vocab_size, C)  # also the language-model head
         self.trunk = Transformer(config.n_layer, C, config.n_head, config.dropout)
         self.latent_in = nn.Linear(C, C, bias=False)  # latent -> first slot of the decode pass
-        nn.init.normal_(self.embed.weight, std=C**-0.5)
+        nn.init.normal_(self.embed.weight, std=0.02)  # GPT-2; larger, and tied logits favour the input token
         self.predictor = nn.Identity()
         if config.predictor == "mlp":
             self.predictor = nn.Sequential(nn.Linear(C, 2 * C), nn.SiLU(), nn.Linear(2 * C, C))
@@ -240,7 +240,7 @@ class NanoJEPA(nn.Module, PyTorchModelHubMixin, library_name="nanojepa", tags=["
             return h.flatten(0, 1)[batch.eos_at]
 
     def forward(self, batch):
-        """Batch -> (loss, metrics): 0-d tensors, detached in `metrics`. Sums over the batch divided by `batch.share`."""
+        """Batch -> (loss, metrics), 0-d tensors, detached in `metrics`: sums over the batch over `batch.share`."""
         config, share, head = self.config, batch.share, self.embed.weight
         h = self.states(batch.tokens, batch.segment, batch.position).flatten(0, 1)  # (B*T, C)
         z_hat, z = self.predictor(h[batch.pred_at]), h[batch.eos_at]  # (N, C)
@@ -330,8 +330,8 @@ class NanoJEPA(nn.Module, PyTorchModelHubMixin, library_name="nanojepa", tags=["
     @torch.no_grad()
     def decode(self, latent, max_new_tokens=None):
         """latent (B, C) -> list of B str: greedy, deterministic, at most `max_new_tokens` tokens (without [EOS])."""
-        return self._greedy(self.first_slot(latent)[:, None], torch.zeros(len(latent), 1, dtype=torch.long, device=self.device), None, None,
-                            max_new_tokens)  # fmt: skip
+        position = torch.zeros(len(latent), 1, dtype=torch.long, device=self.device)
+        return self._greedy(self.first_slot(latent)[:, None], position, None, None, max_new_tokens)
 
     @torch.no_grad()
     def answer(self, questions, max_new_tokens=None):
@@ -378,9 +378,10 @@ class NanoJEPA(nn.Module, PyTorchModelHubMixin, library_name="nanojepa", tags=["
     def _from_pretrained(cls, *, model_id, config, map_location="cpu", **hub):
         """Called by the mixin's `from_pretrained`: a run's folder or a repository on the Hub -> model, in eval mode."""
         hub = {k: hub[k] for k in ("revision", "cache_dir", "force_download", "token", "local_files_only") if k in hub}
-        find = lambda name: (
-            os.path.join(model_id, name) if os.path.isdir(model_id) else hf_hub_download(model_id, name, **hub)
-        )  # noqa: E731
+
+        def find(name):
+            return os.path.join(model_id, name) if os.path.isdir(model_id) else hf_hub_download(model_id, name, **hub)
+
         model = cls(config)
         try:
             load_model(model, find("model.safetensors"), device=str(map_location))

@@ -1,4 +1,4 @@
-"""Train nanoJEPA: `python train.py` is the founding configuration, `python train.py --preset quick` five minutes on a laptop.
+"""Train nanoJEPA: `python train.py` is the founding configuration, `--preset quick` five minutes on a laptop.
 
     python train.py --preset quick                                   word problems, no download, no GPU
     python train.py --data-dir DIR --preset gsm8k-small              real GSM8K from DIR/train.jsonl and DIR/test.jsonl
@@ -44,7 +44,7 @@ def learning_rate(step, total, config):
 
 
 def make_optimizer(model, config):
-    """AdamW in one fused kernel a step; matrices decay, gains do not. Every trained parameter is in exactly one group."""
+    """AdamW, one fused kernel a step; matrices decay, gains do not; every trained parameter is in one group."""
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [{"params": [p for p in trained if p.dim() >= 2], "weight_decay": config.weight_decay},
               {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0}]  # fmt: skip
@@ -95,14 +95,17 @@ def plot_curves(run):
     blue, orange = "#0072B2", "#D55E00"  # Okabe-Ito, distinct for colour-blind readers
     same, one_minus = (lambda v: v), (lambda v: 1 - v)
     thin, dots = dict(alpha=0.6, linewidth=1), dict(marker="o", markersize=3)
-    draw("token_loss_curve.png", "Token loss: question, and answer decoded from its latent", "cross-entropy (nats per token, summed terms)",
+    draw("token_loss_curve.png", "Token loss: question, and answer decoded from its latent",
+         "cross-entropy (nats per token, terms added)",
          [("train", train, "token_loss", same, dict(color=blue, **thin)),
           ("validation", val, "val_token_loss", same, dict(color=orange, **dots))])  # fmt: skip
-    draw("jepa_loss_curve.png", "JEPA loss beside its control: the latent of another answer", "1 − cosine of the predicted latent",
+    draw("jepa_loss_curve.png", "JEPA loss beside its control: the latent of another answer",
+         "1 − cosine of the predicted latent",
          [("train, own answer", train, "jepa_loss", same, dict(color=blue, **thin)),
           ("train, another answer (control)", train, "cos_other", one_minus, dict(color=blue, linestyle=":", **thin)),
           ("validation, own answer", val, "val_jepa_loss", same, dict(color=orange, **dots)),
-          ("validation, another answer (control)", val, "val_cos_other", one_minus, dict(color=orange, linestyle=":", **dots))])  # fmt: skip
+          ("validation, another answer (control)", val, "val_cos_other", one_minus,
+           dict(color=orange, linestyle=":", **dots))])  # fmt: skip
 
 
 def describe(batch, tokenizer, mask):
@@ -145,12 +148,16 @@ class Processes:
 # ---------------------------------------------------------------------------------------------- the loop
 
 
+BAR = {"loss": "loss", "token_loss": "token", "jepa_loss": "jepa", "cos_own": "cos", "cos_other": "other"}  # shown
+
+
 def fit(model, steps_per_epoch, batches, config, *, validate=None, after_step=None, processes=None, device=None):
     """Train `model`; model(batch) -> (loss, metrics) is all that is asked of it. Returns the summary, a dict.
 
     `batches(epoch, k)` yields the micro-batches of step k of an epoch, a pure function, so that a step number is all
     there is to the position in the data; their losses and metrics add up to those of the whole step, over processes
-    too. `validate(model)` returns a dict of floats with "loss". `after_step()` runs after each optimiser step.
+    too; a batch has `.to(device)` and `.n_tokens`. `validate(model)` returns a dict of floats with "loss".
+    `after_step()` runs after each optimiser step.
 
     Dropout and noise are seeded by (seed, step), so a resumed run needs no generator state to be exact.
     """
@@ -163,7 +170,6 @@ def fit(model, steps_per_epoch, batches, config, *, validate=None, after_step=No
     schedule = config.epochs * steps_per_epoch
     total = min(schedule, config.max_steps) if config.max_steps else schedule
     step, best, clock = 0, math.inf, {"train": 0.0, "total": 0.0}
-    epoch_weights = [steps_per_epoch, config.batch_size]
 
     if config.resume:
         state = torch.load(run / "state.pt", map_location=device.device, weights_only=True)
@@ -171,9 +177,9 @@ def fit(model, steps_per_epoch, batches, config, *, validate=None, after_step=No
         optimizer.load_state_dict(state["optimizer"])
         scaler.load_state_dict(state["scaler"])
         step, best, clock = state["step"], state["best"], state["clock"]
-        if state["epoch_weights"] != epoch_weights:
+        if state["epoch_steps"] != steps_per_epoch:
             raise UserError(
-                f"--resume: the data has changed, {steps_per_epoch} steps an epoch instead of {state['epoch_weights'][0]}"
+                f"--resume: the data has changed: {steps_per_epoch} steps an epoch, not {state['epoch_steps']}"
             )
         if processes.main:  # forget what was logged after the checkpoint
             kept = [x for x in (run / "log.jsonl").read_text().splitlines() if x and json.loads(x)["step"] <= step]
@@ -188,7 +194,7 @@ def fit(model, steps_per_epoch, batches, config, *, validate=None, after_step=No
         if processes.main:
             save_model(model, config, run)
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
-                     "step": step, "best": best, "clock": clock, "epoch_weights": epoch_weights}  # fmt: skip
+                     "step": step, "best": best, "clock": clock, "epoch_steps": steps_per_epoch}  # fmt: skip
             with atomic(run / "state.pt") as path:
                 torch.save(state, path)
 
@@ -197,7 +203,7 @@ def fit(model, steps_per_epoch, batches, config, *, validate=None, after_step=No
             with open(run / "log.jsonl", "a") as file:
                 file.write(json.dumps(values) + "\n")
 
-    stop = []
+    stop, stopping = [], False
     handlers = {s: signal.signal(s, lambda number, frame: stop.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
     bar = tqdm(total=total, initial=step, disable=not processes.main, dynamic_ncols=True, unit="step", smoothing=0.05)
     window, window_steps, last, validation = defaultdict(float), 0, {}, {}
@@ -215,9 +221,8 @@ def fit(model, steps_per_epoch, batches, config, *, validate=None, after_step=No
                 with hold:
                     with device.autocast():
                         loss, metrics = worker(batch.to(device.device))
-                    scaler.scale(
-                        loss * processes.world
-                    ).backward()  # the processes' gradients are averaged, ours add up
+                    loss = loss * processes.world  # gradients are averaged over processes; ours add up
+                    scaler.scale(loss).backward()
                 for name, value in metrics.items():
                     window[name] += value
                 window["tokens"] += batch.n_tokens
@@ -234,29 +239,31 @@ def fit(model, steps_per_epoch, batches, config, *, validate=None, after_step=No
             bar.update()
 
             ends_epoch = step % steps_per_epoch == 0 or step == total
-            if step % config.log_every == 0 or ends_epoch or stop:  # the only steps that wait for the device
+            alone_and_stopped = stop and processes.world == 1  # several processes must agree on the step to stop at
+            if (
+                step % config.log_every == 0 or ends_epoch or alone_and_stopped
+            ):  # the only steps that wait for the device
                 device.synchronize()
                 seconds = time.perf_counter() - mark - pause
                 clock["train"] += seconds
                 values = processes.sum([float(v) for v in window.values()] + [float(len(stop))])
                 last = {name: v / window_steps for name, v in zip(window, values, strict=False)}
                 last["tokens_per_second"] = last.pop("tokens") * window_steps / seconds
-                if values[-1] and not stop:  # another process was interrupted
-                    stop.append(signal.SIGTERM)
+                stopping = bool(values[-1])  # this process or another was interrupted
                 if not math.isfinite(last["loss"]):
                     raise UserError(
-                        f"the loss is {last['loss']} at step {step}; lower --lr or raise --warmup-steps. The last checkpoint is intact"
+                        f"the loss is {last['loss']} at step {step}; lower --lr or raise --warmup-steps. "
+                        "The last checkpoint is intact"
                     )
                 rate = optimizer.param_groups[0]["lr"]
                 log(
                     step=step, epoch=round(step / steps_per_epoch, 3), lr=rate, seconds=round(clock["train"], 3), **last
                 )
-                shown = {"token_loss": "token", "jepa_loss": "jepa", "cos_own": "cos", "cos_other": "other"}
-                bar.set_postfix_str(", ".join([f"loss {last['loss']:.3f}"] + [f"{s} {last[n]:.3f}" for n, s in shown.items() if n in last]
-                                              + [f"lr {rate:.1e}", f"{last['tokens_per_second']:,.0f} tok/s"]))  # fmt: skip
+                shown = [f"{short} {last[name]:.3f}" for name, short in BAR.items() if name in last]
+                bar.set_postfix_str(", ".join([*shown, f"lr {rate:.1e}", f"{last['tokens_per_second']:,.0f} tok/s"]))
                 window.clear()
                 mark, window_steps, pause = time.perf_counter(), 0, 0.0
-            if ends_epoch and validate and not stop:
+            if ends_epoch and validate and not stopping:
                 pausing = time.perf_counter()
                 validation = {f"val_{name}": v for name, v in validate(model).items()}
                 log(step=step, epoch=round(step / steps_per_epoch, 3), **validation)
@@ -264,19 +271,24 @@ def fit(model, steps_per_epoch, batches, config, *, validate=None, after_step=No
                     best = validation["val_loss"]
                     if processes.main:
                         save_model(model, config, run / "best")
-                bar.write(f"epoch {step / steps_per_epoch:g}: " + ", ".join(f"{n} {v:.4f}" for n, v in validation.items()),
-                          file=sys.stderr) if processes.main else None  # fmt: skip
+                told = ", ".join(f"{short} {validation[f'val_{name}']:.4f}" for name, short in BAR.items()
+                                 if f"val_{name}" in validation)  # fmt: skip
+                if processes.main:
+                    bar.write(f"epoch {step / steps_per_epoch:g}, validation: {told}", file=sys.stderr)
                 pause += time.perf_counter() - pausing
-            if step % config.save_every == 0 or ends_epoch or stop:
+            if step % config.save_every == 0 or ends_epoch or stopping:
                 pausing = time.perf_counter()
                 clock["total"] += pausing - began
                 began = pausing
                 save()
                 pause += time.perf_counter() - pausing
-            if stop:
+            if stopping:
                 bar.close()
-                print(f"interrupted at step {step} of {total}; continue with: --run {run} --resume", file=sys.stderr)
-                sys.exit(128 + stop[0])
+                if processes.main:
+                    print(
+                        f"interrupted at step {step} of {total}; continue with: --run {run} --resume", file=sys.stderr
+                    )
+                sys.exit(128 + (stop or [signal.SIGTERM])[0])
     finally:
         bar.close()
         for number, handler in handlers.items():
@@ -296,7 +308,7 @@ def open_run(config, given, cls, free=()):
     if not config.resume:
         if started and not config.overwrite:
             raise UserError(
-                f"{run} already holds a run; --resume continues it, --overwrite starts afresh, --run NAME goes elsewhere"
+                f"{run} already holds a run; --resume continues it, --overwrite starts afresh, --run NAME is another"
             )
         try:
             run.mkdir(parents=True, exist_ok=True)
@@ -307,13 +319,13 @@ def open_run(config, given, cls, free=()):
         return config
     if not started:
         raise UserError(f"--resume: there is no checkpoint in {run} (no state.pt); leave --resume out to start the run")
-    free = {"run", "resume", "device", "precision", "compile", "max_steps", "log_every", "save_every", "grad_accum", "data_dir",
-            "epochs", "overwrite", *free}  # fmt: skip
+    free = {"run", "resume", "overwrite", "device", "precision", "compile", "epochs", "max_steps", "grad_accum",
+            "log_every", "save_every", "data_dir", *free}  # fmt: skip
     saved = from_dict(cls, json.loads((run / "config.json").read_text()), run / "config.json")
     for name in sorted(given - free):
         if getattr(config, name) != getattr(saved, name):
-            raise UserError(f"--resume: the run in {run} has {name} = {getattr(saved, name)}, not {getattr(config, name)}; "
-                            "leave the option out, or start another run")  # fmt: skip
+            raise UserError(f"--resume: the run in {run} has {name} = {getattr(saved, name)}, not "
+                            f"{getattr(config, name)}; leave the option out, or start another run")  # fmt: skip
     return replace(saved, **{name: getattr(config, name) for name in given & free} | {"resume": True})
 
 
@@ -367,19 +379,23 @@ def main():
     train, val = (Encoded(splits[s], tokenizer, config.block_size, s, isolated) for s in ("train", "val"))
     if config.batch_size < processes.world * config.grad_accum:
         raise UserError(
-            f"--batch-size {config.batch_size} is less than one example for each of {processes.world * config.grad_accum} micro-batches"
+            f"--batch-size {config.batch_size} is less than an example for each of the "
+            f"{processes.world * config.grad_accum} micro-batches"
         )
     steps_per_epoch, batches = make_batches(train, config, processes.rank, processes.world)
+    read = time.perf_counter() - began
 
     torch.manual_seed(config.seed)
     model = NanoJEPA(config)
     model.tokenizer = tokenizer
     say(f"device     {device.why}" + (f", {processes.world} processes" if processes.world > 1 else ""))
-    say(f"data       {config.dataset}: {len(train):,} training, {len(val):,} validation, {len(splits['test']):,} test examples; "
-        f"{train.length.mean():.1f} tokens each; read in {time.perf_counter() - began:.1f} s")  # fmt: skip
-    say(f"model      {model.n_params() / 1e6:.2f}M parameters: {config.n_layer} layers, {config.n_head} heads, width {config.n_embd}, "
-        f"vocabulary {tokenizer.n_vocab:,}; mask {config.mask}, lambda {config.jepa_weight:g}")  # fmt: skip
-    say(f"schedule   {config.epochs} epochs of {steps_per_epoch} steps of {config.batch_size} examples\n")
+    sizes = f"{len(train):,} training, {len(val):,} validation, {len(splits['test']):,} test examples"
+    say(f"data       {config.dataset}: {sizes}; {train.length.mean():.1f} tokens each; read in {read:.1f} s")
+    shape = f"{config.n_layer} layers, {config.n_head} heads, width {config.n_embd}, vocabulary {tokenizer.n_vocab:,}"
+    say(f"model      {model.n_params() / 1e6:.2f}M parameters: {shape}; mask {config.mask}")
+    say(
+        f"schedule   {config.epochs} epochs of {steps_per_epoch} steps of {config.batch_size} examples; lambda {config.jepa_weight:g}\n"
+    )
     say(describe(train.batch([0]), tokenizer, config.mask) + "\n")
 
     summary = fit(model, steps_per_epoch, batches, config, validate=lambda m: validation_loss(m, val, config, device),
@@ -395,7 +411,8 @@ def main():
                 + (", operand pairs never seen in training" if config.dataset == "wordproblems" else "")
             )
             say(
-                f"  exact match, decoded from z_hat      {summary['exact_match']:7.2%}   95% interval {low:.2%} to {high:.2%}"
+                f"  exact match, decoded from z_hat      {summary['exact_match']:7.2%}   "
+                f"95% interval {low:.2%} to {high:.2%}"
             )
             say(f"  always the commonest training answer {summary['constant_from_train']:7.2%}")
             say(f"  retrieval@1 among all test answers   {summary['retrieval_at_1']:7.2%}")
@@ -403,7 +420,8 @@ def main():
             say(f"  cosine to another answer's latent    {summary['cos_other']:7.3f}   (the control)")
         write_json(run / "summary.json", summary)
         say(
-            f"\ntrained {summary['steps']:,} steps in {summary['train_seconds']:.0f} s, {summary['examples_per_second']:,.0f} examples/s"
+            f"\ntrained {summary['steps']:,} steps in {summary['train_seconds']:.0f} s, "
+            f"{summary['examples_per_second']:,.0f} examples/s"
         )
         say(f"the run is in {run}/, its curves in {run}/token_loss_curve.png and {run}/jepa_loss_curve.png")
     if dist.is_initialized():

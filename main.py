@@ -1,0 +1,251 @@
+"""Ask a trained nanoJEPA one question in a web page: its answer, the answers nearest to its prediction, what it read.
+
+    python main.py --run out/quick                        this machine only, http://127.0.0.1:7860 or the next free port
+    python main.py --run out/nanojepa --data-dir DIR      candidates are the answers of DIR/test.jsonl
+    python main.py --run out/quick --host 0.0.0.0         other machines may ask, too
+
+One question in, one greedy answer out, at most `max_new_tokens` tokens long. The same question always gets the same
+answer: nothing is sampled, nothing is remembered, no other model is asked. Neither the server nor the page sends
+anything to another machine.
+
+Shapes: A candidate answers, C width.
+"""
+
+import html
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from config import UserError, opt, parse, resolve_device, run_main
+from data import load_splits, word_problems
+from model import cosine, load_run
+
+TOP = 5  # candidates shown
+MARGIN = 0.05  # own minus other cosine on the test split below which a cosine tells no answer from another
+
+GSM8K_STYLE = (  # written for this page; in no split of GSM8K
+    "Nora bakes 6 trays of 8 rolls. She keeps 10 rolls for her family and sells the rest for $2 each. "
+    "How many dollars does she earn?",
+    "A train has 9 cars with 42 seats each. If a third of the seats are empty, how many passengers are on the train?",
+    "Omar reads 15 pages every day for two weeks. His book has 300 pages. How many pages are left?",
+    "A shirt costs $24 and a pair of trousers costs twice as much. How much do 3 shirts and 2 pairs of trousers cost?",
+    "Lena walks 4 kilometres to work and back on each of 5 days a week. How many kilometres is that in 6 weeks?",
+)
+
+
+@dataclass
+class DemoConfig:
+    """What the demo reads."""
+
+    run: str = opt("out/nanojepa", "folder of the trained run; RUN/best is one too")
+    data_dir: str = opt("", "take the candidate answers from DIR/test.jsonl instead of the run's own data set")
+    host: str = opt("127.0.0.1", "address to listen on; 0.0.0.0 lets other machines ask, too")
+    port: int = opt(0, "port to listen on (0: the first free one from 7860)")
+    device: str = opt("auto", "auto, cpu, cuda, cuda:N or mps; auto takes the best one present")
+
+
+# ------------------------------------------------------------------------------------------- the thought
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Answers to compare a prediction with, their latents z (A, C), and where they come from, in words."""
+
+    answers: list
+    z: torch.Tensor
+    source: str
+
+
+@dataclass(frozen=True)
+class Thought:
+    """What a question led to; if there is a `message`, it says why there is no answer and all else is empty."""
+
+    answer: str = ""
+    nearest: tuple = ()  # (candidate, cosine), nearest first
+    control: float = 0.0  # mean cosine over all candidates
+    tokens: tuple = ()  # the pieces of text that the model read, with [PRED]
+    message: str = ""
+
+
+def candidates_of(model, answers, source):
+    """model, distinct answers, words -> Candidates."""
+    z = torch.cat([model.encode(answers[i : i + 256]) for i in range(0, len(answers), 256)])  # (A, C)
+    return Candidates(answers, z, source)
+
+
+def load_candidates(model, data_dir=""):
+    """The distinct answers of the test split; whole numbers to 100 if the run's data is not on this machine.
+
+    A `data_dir` that was asked for and cannot be read is a UserError: it is not quietly replaced.
+    """
+    source = replace(model.config, n_train=1)  # word problems: no need to generate the training split
+    if data_dir:
+        source = replace(source, dataset="gsm8k", data_dir=data_dir)
+    try:
+        answers = sorted({e.answer for e in load_splits(source)["test"]})
+        return candidates_of(model, answers, f"the {len(answers):,} different answers of the test split")
+    except UserError as error:
+        if data_dir:
+            raise
+        print(f"the candidates are the whole numbers from 0 to 100, because the run's data could not be read: {error}")
+    source = "the whole numbers from 0 to 100 (the run's own answers are not on this machine; --data-dir names them)"
+    return candidates_of(model, [str(i) for i in range(101)], source)
+
+
+def think(model, candidates, question):
+    """One question -> Thought. Deterministic; the answer has at most `config.max_new_tokens` tokens."""
+    question = (question or "").strip()
+    if not question:
+        return Thought(message="There is no question yet. Type one, or choose an example.")
+    if not any(c.isalpha() for c in question):
+        return Thought(message="There are no words in this. Ask in a sentence, as the examples do.")
+    ids = [*model.tokenizer.encode([question])[0], model.tokenizer.pred]
+    if len(ids) > model.config.block_size:
+        return Thought(message=f"This question is too long: {len(ids):,} tokens with [PRED], and the model reads "
+                               f"{model.config.block_size:,} at most. Shorten it.")  # fmt: skip
+    similarity = cosine(model.predict([question]), candidates.z).clamp(-1, 1)  # (A,)
+    order = similarity.argsort(descending=True, stable=True)[:TOP].tolist()
+    return Thought(answer=model.answer([question])[0],
+                   nearest=tuple((candidates.answers[i], float(similarity[i])) for i in order),
+                   control=float(similarity.mean()), tokens=tuple(model.tokenizer.pieces(ids)))  # fmt: skip
+
+
+def describe(model, run):
+    """Markdown: which run answers, how well it did on the test split, and whether its cosines mean something."""
+    config, path = model.config, Path(run) / "summary.json"
+    summary = json.loads(path.read_text()) if path.is_file() else {}  # RUN/best and unfinished runs have none
+    data = (
+        f"word problems, level {config.difficulty}" if config.dataset == "wordproblems" else config.data_dir or "GSM8K"
+    )
+    lines = ["An ordinary language model, the baseline: it writes the answer token by token after the question."
+             if config.mask == "causal" else
+             "From a question the model predicts the latent of an answer it cannot see, then puts it into words.",
+             "", f"**{run}** · {data} · {model.n_params() / 1e6:.2f}M parameters · mask {config.mask}"]  # fmt: skip
+    if "exact_match" in summary:
+        lines.append(f"On its test split {summary['exact_match']:.1%} of the answers are right; "
+                     f"always giving the commonest answer: {summary['constant_from_train']:.1%}.")  # fmt: skip
+    if config.jepa_weight == 0:
+        lines.append("Trained with λ = 0: nothing drew a prediction towards its answer, so the cosines mean nothing.")
+    elif config.mask == "causal":
+        lines.append("In training an answer's latent saw its question, here the candidates' latents do not: the "
+                     "cosines mean little.")  # fmt: skip
+    elif config.mask == "none":
+        lines.append("In training [PRED] saw the answer it predicts; here there is none to see, so neither the answer "
+                     "nor the cosines mean much.")  # fmt: skip
+    elif "cos_own" in summary:
+        own, other = summary["cos_own"], summary["cos_other"]
+        telling = "a cosine means as much as it stands above that" if own - other >= MARGIN else (
+            "too near to each other for a cosine to mean anything")  # fmt: skip
+        lines.append(
+            f"There the cosine to a question's own answer is {own:.3f}, to another answer {other:.3f}: {telling}."
+        )
+    else:
+        lines.append("This run's cosines were never held against another answer's; they mean as much as they stand "
+                     "above the control in the table.")  # fmt: skip
+    return "  \n".join(lines)
+
+
+# ---------------------------------------------------------------------------------------------- the page
+
+CSS = """
+.gradio-container { width: 100%; max-width: 1120px !important; margin: 0 auto !important; }
+#about, #result .label { opacity: .75; }
+#result p { margin: 0; }
+#result .answer { font-size: 2rem; line-height: 1.4; overflow-wrap: anywhere; }
+#result .message { padding: .6rem .8rem; border-left: 4px solid #D55E00; background: var(--background-fill-primary); }
+#result table { width: 100%; margin: .8rem 0 0; border: 0; font-variant-numeric: tabular-nums; }
+#result caption { text-align: left; padding-bottom: .3rem; }
+#result :is(tr, th, td) { border: 0; font-weight: 400; padding: .15rem .8rem .15rem 0; white-space: nowrap; }
+#result td:last-child { width: 99%; padding-right: 0; }
+#result i { display: block; height: .7rem; background: #0072B2; }
+#result .control i { background: #999999; }
+#examples { gap: .5rem; }
+#examples button { justify-content: flex-start; text-align: left; font-weight: 400; font-size: .9rem; background: none;
+                   border: 1px solid var(--border-color-primary); }
+.dark #read :not(.label) > span { color: white; }
+#examples button:hover { border-color: var(--color-accent); }
+"""
+# On a phone the result is below the examples. gradio's own scroll_to_output has no effect in 6.31.
+TO_RESULT = "() => document.getElementById('result').scrollIntoView({behavior: 'smooth', block: 'nearest'})"
+
+
+def show(thought, candidates):
+    """HTML: the answer, the nearest candidates and, below them, the control; bars have length max(0, cosine)."""
+    if thought.message:
+        return f'<p class="message" role="alert">{html.escape(thought.message)}</p>'
+    rows = [(answer, cos, "") for answer, cos in thought.nearest]
+    rows.append((f"mean of all {len(candidates.answers):,}", thought.control, "control"))
+    body = "".join(
+        f'<tr class="{kind}"><th scope="row">{html.escape(label)}</th><td>{cos:.3f}</td>'
+        f'<td><i style="width: {max(0.0, cos):.1%}"></i></td></tr>'
+        for label, cos, kind in rows
+    )
+    return (
+        f'<p class="label">Answer</p><p class="answer">{html.escape(thought.answer.strip() or "(none)")}</p>'
+        f'<table><caption class="label">Cosine to the nearest of {html.escape(candidates.source)}; '
+        f"grey, the control: the mean over all of them</caption>{body}</table>"
+    )
+
+
+def build(model, candidates, about, examples):
+    """model, Candidates, Markdown, list of questions -> gr.Blocks, one page that asks `think`."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # gradio reads it when it is imported
+    import gradio as gr
+
+    def ask(question):
+        thought = think(model, candidates, question)
+        pieces = [(piece, "question") for piece in thought.tokens[:-1]] + [(p, "[PRED]") for p in thought.tokens[-1:]]
+        label = f"What the model read: {len(pieces)} tokens"
+        return show(thought, candidates), gr.HighlightedText(pieces, label=label, visible=bool(pieces))
+
+    with gr.Blocks(title="nanoJEPA") as page:
+        gr.Markdown("# nanoJEPA")
+        gr.Markdown(about, elem_id="about")
+        with gr.Row():
+            with gr.Column(min_width=320):
+                question = gr.Textbox(label="Question", placeholder="Ask one question", max_lines=8, autofocus=True)
+                button = gr.Button("Ask", variant="primary")
+                with gr.Column(elem_id="examples"):
+                    gr.Markdown("Or choose an example:")
+                    shelf = [gr.Button(text, size="sm") for text in examples]  # gr.Examples cuts after 60 characters
+            with gr.Column(min_width=320):
+                result = gr.HTML('<p class="label">The answer will appear here.</p>', elem_id="result", container=True)
+                read = gr.HighlightedText(visible=False, show_inline_category=False, elem_id="read",
+                                          color_map={"question": "#56B4E9", "[PRED]": "#E69F00"})  # fmt: skip
+        private = dict(api_visibility="private", show_progress="minimal")
+        chosen = [example.click(lambda text: text, example, question, **private) for example in shelf]
+        for trigger in (button.click, question.submit, *(choice.then for choice in chosen)):
+            trigger(ask, question, [result, read], **private).then(None, js=TO_RESULT, **private)
+    return page
+
+
+def main():
+    config, _ = parse(DemoConfig, {}, __doc__.split("\n\n")[0])
+    os.environ["HF_DATASETS_OFFLINE"] = "1"  # GSM8K from the local cache or --data-dir; the demo downloads no data
+    model = load_run(config.run, resolve_device(config.device).device)
+    candidates = load_candidates(model, config.data_dir)
+    examples = GSM8K_STYLE
+    if model.config.dataset == "wordproblems":
+        examples = [e.question for e in word_problems("test", len(GSM8K_STYLE), model.config.difficulty)]
+    page = build(model, candidates, describe(model, config.run), examples)
+    import gradio as gr  # after `build`, which switches its analytics off
+
+    theme = gr.themes.Default(
+        primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+    )
+    theme.set(button_primary_background_fill="*primary_600", button_primary_background_fill_hover="*primary_700")
+    try:
+        _, url, _ = page.launch(server_name=config.host, server_port=config.port or None, share=False, ssr_mode=False,
+                                run_history=False, enable_monitoring=False, footer_links=[], quiet=True,
+                                prevent_thread_lock=True, theme=theme, css=CSS)  # fmt: skip
+    except (OSError, ValueError, OverflowError) as error:
+        raise UserError(f"cannot listen on {config.host}, port {config.port or 'from 7860'}: {error}") from None
+    print(f"{config.run} answers at {url} (Ctrl-C ends it)")
+    page.block_thread()
+
+
+if __name__ == "__main__":
+    run_main(main)
