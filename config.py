@@ -12,21 +12,23 @@ import difflib
 import errno
 import json
 import os
+import re
 import sys
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 
 class UserError(Exception):
     """A mistake a user can mend: printed as one line, never as a traceback. Say what, where, and what to do."""
 
 
-def opt(default, help, choices=None):
-    """A dataclass field with its `--help` text and, if closed, the values it may take."""
-    return field(default=default, metadata={"help": help, "choices": choices})
+def opt(default, help, choices=None, low=None, below=None):
+    """A dataclass field with its `--help` text, the values it may take if they are few, and its range if it has one."""
+    return field(default=default, metadata={"help": help, "choices": choices, "low": low, "below": below})
 
 
 @dataclass(frozen=True)
@@ -48,25 +50,29 @@ class LoopConfig:
     run: str = opt("out/nanojepa", "folder of the run: configuration, weights, logs, curves")
     resume: bool = opt(False, "continue the run in --run where it stopped, bit for bit on a CPU")
     overwrite: bool = opt(False, "start afresh in a folder that already holds a run")
-    seed: int = opt(1337, "seed of the initialisation, the batch order and dropout")
+    seed: int = opt(1337, "seed of the initialisation, the batch order and dropout", low=0)
     # schedule
-    epochs: int = opt(25, "passes over the training set")
-    max_steps: int = opt(0, "stop after this many optimiser steps; the schedule still spans --epochs (0: no limit)")
-    batch_size: int = opt(32, "examples per optimiser step, over all processes and micro-batches")
-    grad_accum: int = opt(1, "micro-batches per step and process; the gradient does not depend on it")
-    lr: float = opt(6e-4, "peak learning rate, reached after --warmup-steps")
-    min_lr: float = opt(0.0, "learning rate at the end of the cosine decay, as a fraction of --lr")
-    warmup_steps: int = opt(100, "steps of linear warm-up")
-    weight_decay: float = opt(0.1, "AdamW decay of weight matrices and embeddings; gains are not decayed")
-    beta2: float = opt(0.95, "AdamW second-moment decay; 0.95 because batches are small and runs short")
-    grad_clip: float = opt(1.0, "largest gradient norm (0: no clipping)")
+    epochs: int = opt(25, "passes over the training set", low=1)
+    max_steps: int = opt(
+        0, "stop after this many optimiser steps; the schedule still spans --epochs (0: no limit)", low=0
+    )
+    batch_size: int = opt(32, "examples per optimiser step, over all processes and micro-batches", low=1)
+    grad_accum: int = opt(1, "micro-batches per step and process; the gradient does not depend on it", low=1)
+    lr: float = opt(6e-4, "peak learning rate, reached after --warmup-steps", low=0.0, below=float("inf"))
+    min_lr: float = opt(0.0, "learning rate at the end of the cosine decay, as a fraction of --lr", low=0.0)
+    warmup_steps: int = opt(100, "steps of linear warm-up", low=0)
+    weight_decay: float = opt(0.1, "AdamW decay of weight matrices and embeddings; gains are not decayed", low=0.0)
+    beta2: float = opt(
+        0.95, "AdamW second-moment decay; 0.95 because batches are small and runs short", low=0.0, below=1.0
+    )
+    grad_clip: float = opt(1.0, "largest gradient norm (0: no clipping)", low=0.0)
     # device
     device: str = opt("auto", "auto, cpu, cuda, cuda:N or mps; auto takes the best one present")
     precision: str = opt("auto", "matrix products in", ("auto", "fp32", "bf16", "fp16"))
     compile: bool = opt(False, "torch.compile the model; pays on long GPU runs")
     # logging
-    log_every: int = opt(10, "steps between log lines, the only steps that wait for the device")
-    save_every: int = opt(200, "steps between checkpoints; one is also written after each epoch")
+    log_every: int = opt(10, "steps between log lines, the only steps that wait for the device", low=1)
+    save_every: int = opt(200, "steps between checkpoints; one is also written after each epoch", low=1)
 
 
 @dataclass
@@ -79,35 +85,39 @@ class Config(LoopConfig):
     difficulty: int = opt(
         1, "word problems: 1 one step to 99, 2 one step to 999, 3 two steps, 4 two steps with distractors", (1, 2, 3, 4)
     )
-    n_train: int = opt(50_000, "word problems: training problems generated")
+    n_train: int = opt(50_000, "word problems: training problems generated", low=1)
     tokenizer: str = opt("gpt2", "gpt2 (tiktoken) or bpe:N, trained on the training split with N entries")
     batching: str = opt("grouped", "grouped: rows of one example, like lengths together; packed: rows of several",
                         ("grouped", "packed"))  # fmt: skip
     # model
-    n_layer: int = opt(6, "Transformer blocks")
-    n_head: int = opt(8, "attention heads")
-    n_embd: int = opt(512, "width C of the residual stream and of the latents")
-    block_size: int = opt(256, "longest row in tokens; GSM8K's longest question has 213 under gpt2")
-    dropout: float = opt(0.1, "on embeddings and residual branches; 7k questions overfit within a few epochs")
+    n_layer: int = opt(6, "Transformer blocks", low=1)
+    n_head: int = opt(8, "attention heads", low=1)
+    n_embd: int = opt(512, "width C of the residual stream and of the latents", low=2)
+    block_size: int = opt(256, "longest row in tokens; GSM8K's longest question has 213 under gpt2", low=8)
+    dropout: float = opt(
+        0.1, "on embeddings and residual branches; 7k questions overfit within a few epochs", low=0.0, below=1.0
+    )
     mask: str = opt("jepa", "jepa: isolated views; causal: the answer sees the question; none: all see all",
                     ("jepa", "causal", "none"))  # fmt: skip
     # objective
-    jepa_weight: float = opt(1.0, "lambda in L_token + lambda * (1 - cos)")
-    question_weight: float = opt(1.0, "next-token loss on the question, part of L_token")
-    decode_weight: float = opt(1.0, "loss of decoding the answer from its own latent z, part of L_token")
+    jepa_weight: float = opt(1.0, "lambda in L_token + lambda * (1 - cos)", low=0.0)
+    question_weight: float = opt(1.0, "next-token loss on the question, part of L_token", low=0.0)
+    decode_weight: float = opt(1.0, "loss of decoding the answer from its own latent z, part of L_token", low=0.0)
     decode_pred_weight: float = opt(
-        0.0, "loss of decoding it from the prediction z_hat; 0: z_hat learns by L_jepa alone"
+        0.0, "loss of decoding it from the prediction z_hat; 0: z_hat learns by L_jepa alone", low=0.0
     )
-    decode_noise: float = opt(0.0, "norm of the Gaussian noise on a unit latent before it is decoded; spreads latents")
+    decode_noise: float = opt(
+        0.0, "norm of the Gaussian noise on a unit latent before it is decoded; spreads latents", low=0.0
+    )
     target: str = opt("stopgrad", "z in L_jepa: stopped gradient, an EMA copy of the trunk, or grad (neither)",
                       ("stopgrad", "ema", "grad"))  # fmt: skip
-    ema_decay: float = opt(0.99, "decay of the target network under --target ema")
+    ema_decay: float = opt(0.99, "decay of the target network under --target ema", low=0.0, below=1.0)
     predictor: str = opt("none", "between h[PRED] and z_hat", ("none", "mlp"))
-    vicreg_var: float = opt(0.0, "weight of VICReg's variance hinge on z and z_hat")
-    vicreg_cov: float = opt(0.0, "weight of VICReg's covariance term on z and z_hat")
-    sigreg: float = opt(0.0, "weight of LeJEPA's SIGReg on z and z_hat")
+    vicreg_var: float = opt(0.0, "weight of VICReg's variance hinge on z and z_hat", low=0.0)
+    vicreg_cov: float = opt(0.0, "weight of VICReg's covariance term on z and z_hat", low=0.0)
+    sigreg: float = opt(0.0, "weight of LeJEPA's SIGReg on z and z_hat", low=0.0)
     # evaluation
-    max_new_tokens: int = opt(16, "longest answer that is decoded")
+    max_new_tokens: int = opt(16, "longest answer that is decoded", low=1)
     final_eval: bool = opt(True, "measure the test split when training ends")
 
     # Filled in by train.py, never from the command line: the tokenizer decides it.
@@ -158,7 +168,10 @@ PRESETS = {
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse, but an unknown option dies with the nearest name there is."""
+    """argparse, but a mistake is one line, and an unknown option is told with the nearest name there is."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message}\n")
 
     def parse_args(self, args=None):
         known, unknown = self.parse_known_args(args)
@@ -193,6 +206,13 @@ def parse(cls, presets, description, argv=None):
         text = f"{f.metadata['help']} [{f.default if f.default not in ('', ()) else 'none'}]".replace("%", "%%")
         parser.add_argument(f"--{f.name.replace('_', '-')}", default=argparse.SUPPRESS, help=text, **extra)
     given = vars(parser.parse_args(argv))
+    for f in fields(cls):
+        value, low, below = given.get(f.name), f.metadata.get("low"), f.metadata.get("below")
+        if value is not None and ((low is not None and not value >= low) or (below is not None and not value < below)):
+            bounds = " and ".join(
+                [f"at least {low}"] * (low is not None) + [f"less than {below}"] * (below is not None)
+            )
+            parser.error(f"--{f.name.replace('_', '-')} {value}: wants {bounds}")
     preset = given.pop("preset", None)
     return replace(cls(), **({} if preset is None else presets[preset].values) | given), frozenset(given)
 
@@ -204,8 +224,8 @@ class EvalConfig:
     run: str = opt("out/nanojepa", "folder of the trained run; RUN/best is one too")
     data_dir: str = opt("", "read DIR/train.jsonl and DIR/test.jsonl instead of what the run was trained on")
     split: str = opt("test", "questions of", ("test", "val", "train"))
-    limit: int = opt(0, "use the first N questions only (0: all)")
-    batch_size: int = opt(64, "questions per forward pass")
+    limit: int = opt(0, "use the first N questions only (0: all)", low=0)
+    batch_size: int = opt(64, "questions per forward pass", low=1)
     device: str = opt("auto", "auto, cpu, cuda, cuda:N or mps; auto takes the best one present")
 
 
@@ -292,15 +312,11 @@ def atomic(path):
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch.save and safetensors wrap a full disk in errors of their own
-        full = (
-            getattr(error, "errno", None) == errno.ENOSPC
-            or "No space left" in str(error)
-            or "write failed" in str(error)
-        )
-        if not full and not isinstance(error, PermissionError):
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap a full disk in their own
+        full = getattr(error, "errno", None) == errno.ENOSPC or re.search("No space left|write failed", str(error))
+        if not full and not isinstance(error, OSError):
             raise
-        reason = "no space left on the device" if full else "permission denied"
+        reason = "no space left on the device" if full else error.strerror
         raise UserError(f"could not write {path}: {reason}; what was there before is intact") from None
     finally:
         temporary.unlink(missing_ok=True)
@@ -309,7 +325,7 @@ def atomic(path):
 def write_json(path, values):
     """Write a dict as JSON, atomically."""
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+        temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def run_main(main):

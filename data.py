@@ -43,7 +43,7 @@ class Example:
 
 # ------------------------------------------------------------------------------------- answers and GSM8K
 
-_NUMBER = re.compile(r"[+-]?\d[\d,]*(?:\.\d+)?|[+-]?\.\d+")
+_NUMBER = re.compile(r"([+-]?)[$€£]?\s?([+-]?)(\d[\d,]*(?:\.\d+)?|\.\d+)")
 
 
 def parse_answer(text):
@@ -52,8 +52,8 @@ def parse_answer(text):
     Signs and decimals are kept; a leading currency sign and a trailing unit, percent sign or full stop are not.
     """
     _, mark, tail = text.rpartition("####")
-    found = _NUMBER.search(tail) if mark else None
-    return found.group().replace(",", "").removeprefix("+") if found else None
+    found = _NUMBER.search(tail.replace("−", "-").partition("\n")[0]) if mark else None
+    return "".join(found.groups()).replace(",", "").replace("+", "") if found else None
 
 
 def same_answer(a, b):
@@ -92,11 +92,13 @@ def _examples(rows, where):
 
 
 def _parse_lines(path):
-    with open(path, encoding="utf-8") as lines:
+    with open(path, "rb") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 try:
-                    yield number, json.loads(line)
+                    yield number, json.loads(line.decode("utf-8"))
+                except UnicodeDecodeError as error:
+                    raise UserError(f"{path}:{number}: not UTF-8 text (byte {error.start} of the line)") from None
                 except json.JSONDecodeError as error:
                     raise UserError(f"{path}:{number}: not valid JSON ({error.msg} at column {error.colno})") from None
 
@@ -108,10 +110,7 @@ def load_jsonl(path):
         raise UserError(
             f"{path}: no such file; --data-dir wants a folder with train.jsonl and test.jsonl in GSM8K's format"
         )
-    try:
-        return _examples(_parse_lines(path), path)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from None
+    return _examples(_parse_lines(path), path)
 
 
 def load_hub_gsm8k():
@@ -162,27 +161,27 @@ START = (
 )
 START_TIMES = (
     "{n} has {a} {g} with {b} {x} in each.",
-    "There are {a} {g} and each holds {b} {x}.",
+    "{n} has {a} {g} and each holds {b} {x}.",
     "{n} fills {a} {g} with {b} {x} each.",
     "{n} buys {a} {g} of {b} {x}.",
 )
 EVENT = {
     "+": (
-        "{m} gives {n} {b} more.",
+        "{m} gives {n} {b} more {x}.",
         "Then {n} finds {b} {x}.",
         "{n} buys {b} more {x}.",
         "Later {m} brings {b} {x}.",
         "{b} more {x} arrive.",
     ),
     "-": (
-        "{n} gives {b} of them to {m}.",
+        "{n} gives {b} {x} to {m}.",
         "Then {b} {x} are lost.",
         "{n} sells {b} {x}.",
         "{m} takes {b} of the {x}.",
         "{b} of the {x} break.",
     ),
     "*": (
-        "{m} has {b} times as many.",
+        "{m} has {b} times as many {x}.",
         "{m} collects {b} times that number of {x}.",
         "{m} owns {b} times as many {x}.",
     ),
@@ -240,26 +239,31 @@ def word_problems(split, n, difficulty=1, seed=0):
                 return op, a, b, {"+": a + b, "-": a - b, "*": a * b}[op]
         return None
 
+    def telling(sentences, named):
+        """The sentences, only those that name a person if two people own things."""
+        return [s for s in sentences if not named or "{n}" in s or "{m}" in s]
+
     def problem():
         steps = [step()]
         while difficulty >= 3 and len(steps) < 2:
             second = step(steps[0][3])
             steps = [*steps, second] if second else [step()]
         result = steps[-1][3]
-        (op, a, b, _), words = steps[0], dict(zip("nm", rng.sample(NAMES, 2), strict=True))
+        (op, a, b, _), words = steps[0], dict(zip("nmo", rng.sample(NAMES, 3), strict=True))
+        named = False
         words |= {"x": rng.choice(THINGS), "g": rng.choice(GROUPS)}
         if op == "*" and rng.random() < 0.6:  # groups of things: the factor comes first
             sentences, ask = [rng.choice(START_TIMES).format(a=b, b=a, **words)], "groups"
         else:
             sentences, ask = [rng.choice(START).format(a=a, **words), rng.choice(EVENT[op]).format(b=b, **words)], op
         for op, _, b, _ in steps[1:]:
-            if ask == "*":  # the quantity is now the other person's
-                words["n"], words["m"] = words["m"], words["n"]
-            sentences, ask = [*sentences, rng.choice(EVENT[op]).format(b=b, **words)], op
+            if ask == "*":  # the quantity is now the other person's, and the rest must say whose it speaks of
+                words["n"], words["m"], named = words["m"], words["o"], True
+            sentences, ask = [*sentences, rng.choice(telling(EVENT[op], named)).format(b=b, **words)], op
         if difficulty >= 4:
             where = rng.randrange(len(sentences) + 1)
             sentences.insert(where, rng.choice(DISTRACTOR).format(d=rng.randint(2, 60), **words))
-        question = " ".join([*sentences, rng.choice(ASK[ask]).format(**words)])
+        question = " ".join([*sentences, rng.choice(telling(ASK[ask], named)).format(**words)])
         return Example(question, str(result), "".join(op for op, *_ in steps))
 
     return [problem() for _ in range(n)]
@@ -281,8 +285,8 @@ class Tokenizer:
         self.n_text, self.n_vocab = n_text, -(-(n_text + len(SPECIAL)) // 64) * 64
 
     def decode(self, ids):
-        """Token ids -> text; special tokens and bytes that are not UTF-8 become readable marks."""
-        return "".join(self.pieces(ids))
+        """Token ids -> text; special tokens, which no answer should hold, stay visible as [PRED] and the like."""
+        return self.text(ids) if all(i < self.n_text for i in ids) else "".join(self.pieces(ids))
 
     def save(self, folder):
         """Write what `load_tokenizer` needs and the package does not already have."""
@@ -306,6 +310,10 @@ class GPT2Tokenizer(Tokenizer):
     def encode(self, texts):
         """list of str -> list of lists of ids; text that spells a special token stays plain text."""
         return self.encoding.encode_ordinary_batch(texts)
+
+    def text(self, ids):
+        """ids, none special -> text."""
+        return self.encoding.decode(ids)
 
     def pieces(self, ids):
         """ids -> one readable string a token."""
@@ -363,6 +371,10 @@ class BPETokenizer(Tokenizer):
         """list of str -> list of lists of ids."""
         return [e.ids for e in self.bpe.encode_batch([self._mark(t) for t in texts])]
 
+    def text(self, ids):
+        """ids, none special -> text; a number sticks to the word before it, since its space is not a token."""
+        return self._unmark(self.bpe.decode(ids))
+
     def pieces(self, ids):
         """ids -> one readable string a token."""
         return [
@@ -379,9 +391,10 @@ def train_tokenizer(name, examples):
     if name == "gpt2":
         return GPT2Tokenizer()
     kind, _, size = name.partition(":")
-    if kind != "bpe" or not size.isdigit() or int(size) < 320:
+    if kind != "bpe" or not size.isdecimal() or int(size) < 340:
         raise UserError(
-            f"--tokenizer {name}: wants gpt2 or bpe:N with N >= 320 (256 bytes, the special tokens, some merges)"
+            f"--tokenizer {name}: wants gpt2, or bpe:N with N >= 340 "
+            "(256 bytes, 80 digits at their places, 4 special tokens)"
         )
     return BPETokenizer.train((text for e in examples for text in (e.question, e.answer)), int(size))
 
@@ -550,17 +563,17 @@ def epoch_order(length, batch_size, seed, epoch):
     """Lengths (N,) -> the epoch's optimiser steps, a list of index arrays: a pure function of its arguments.
 
     Shuffled, then sorted by length within chunks of 50 batches, cut into batches, batches shuffled: a batch holds
-    like lengths, so that little of it is padding, and no two epochs hold the same batches. The last, short batch is
-    dropped: every step then has the same weight; other examples fall to it in each epoch.
+    like lengths, so that little of it is padding, and no two epochs hold the same batches. The remainder
+    of the division is left out, other examples in each epoch, so that every step has the same weight.
     """
     rng = np.random.default_rng([seed, epoch])
-    order = rng.permutation(len(length))
     batch_size = min(batch_size, len(length))
+    order = rng.permutation(len(length))[: len(length) // batch_size * batch_size]
     chunk = 50 * batch_size
     order = np.concatenate(
         [c[np.argsort(length[c], kind="stable")] for c in np.split(order, range(chunk, len(order), chunk))]
     )
-    steps = [order[i : i + batch_size] for i in range(0, len(order) - batch_size + 1, batch_size)]
+    steps = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     return [steps[i] for i in rng.permutation(len(steps))]
 
 

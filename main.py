@@ -14,6 +14,7 @@ Shapes: A candidate answers, C width.
 import html
 import json
 import os
+import socket
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -117,9 +118,9 @@ def describe(model, run):
     """Markdown: which run answers, how well it did on the test split, and whether its cosines mean something."""
     config, path = model.config, Path(run) / "summary.json"
     summary = json.loads(path.read_text()) if path.is_file() else {}  # RUN/best and unfinished runs have none
-    data = (
-        f"word problems, level {config.difficulty}" if config.dataset == "wordproblems" else config.data_dir or "GSM8K"
-    )
+    data = config.data_dir or "GSM8K"
+    if config.dataset == "wordproblems":
+        data = f"word problems, level {config.difficulty}"
     lines = ["An ordinary language model, the baseline: it writes the answer token by token after the question."
              if config.mask == "causal" else
              "From a question the model predicts the latent of an answer it cannot see, then puts it into words.",
@@ -139,9 +140,7 @@ def describe(model, run):
         own, other = summary["cos_own"], summary["cos_other"]
         telling = "a cosine means as much as it stands above that" if own - other >= MARGIN else (
             "too near to each other for a cosine to mean anything")  # fmt: skip
-        lines.append(
-            f"There the cosine to a question's own answer is {own:.3f}, to another answer {other:.3f}: {telling}."
-        )
+        lines.append(f"The cosine is {own:.3f} to a question's own answer, {other:.3f} to another answer: {telling}.")
     else:
         lines.append("This run's cosines were never held against another answer's; they mean as much as they stand "
                      "above the control in the table.")  # fmt: skip
@@ -165,7 +164,7 @@ CSS = """
 #examples { gap: .5rem; }
 #examples button { justify-content: flex-start; text-align: left; font-weight: 400; font-size: .9rem; background: none;
                    border: 1px solid var(--border-color-primary); }
-.dark #read :not(.label) > span { color: white; }
+.dark #read .text { color: white; }
 #examples button:hover { border-color: var(--color-accent); }
 """
 # On a phone the result is below the examples. gradio's own scroll_to_output has no effect in 6.31.
@@ -233,17 +232,19 @@ def main():
     page = build(model, candidates, describe(model, config.run), examples)
     import gradio as gr  # after `build`, which switches its analytics off
 
-    theme = gr.themes.Default(
-        primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
-    )
+    theme = gr.themes.Default(primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["monospace"])
     theme.set(button_primary_background_fill="*primary_600", button_primary_background_fill_hover="*primary_700")
+    os.environ["NO_PROXY"] = os.environ["no_proxy"] = "*"  # gradio calls its own server when it starts
     try:
+        with socket.socket() as probe:  # gradio's own word on a wrong address or a taken port is less clear
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((config.host, config.port))
         _, url, _ = page.launch(server_name=config.host, server_port=config.port or None, share=False, ssr_mode=False,
                                 run_history=False, enable_monitoring=False, footer_links=[], quiet=True,
                                 prevent_thread_lock=True, theme=theme, css=CSS)  # fmt: skip
-    except (OSError, ValueError, OverflowError) as error:
-        raise UserError(f"cannot listen on {config.host}, port {config.port or 'from 7860'}: {error}") from None
-    print(f"{config.run} answers at {url} (Ctrl-C ends it)")
+    except (OSError, OverflowError) as error:
+        raise UserError(f"cannot listen on --host {config.host} --port {config.port}: {error}") from None
+    print(f"{config.run} answers at {url} (Ctrl-C ends it)", flush=True)
     page.block_thread()
 
 

@@ -198,7 +198,7 @@ class NanoJEPA(nn.Module, PyTorchModelHubMixin, library_name="nanojepa", tags=["
         self.embed = nn.Embedding(config.vocab_size, C)  # also the language-model head
         self.trunk = Transformer(config.n_layer, C, config.n_head, config.dropout)
         self.latent_in = nn.Linear(C, C, bias=False)  # latent -> first slot of the decode pass
-        nn.init.normal_(self.embed.weight, std=0.02)  # GPT-2; larger, and tied logits favour the input token
+        nn.init.normal_(self.embed.weight, std=C**-0.5)  # unit logits; 0.02 learns to decode latents far more slowly
         self.predictor = nn.Identity()
         if config.predictor == "mlp":
             self.predictor = nn.Sequential(nn.Linear(C, 2 * C), nn.SiLU(), nn.Linear(2 * C, C))

@@ -388,14 +388,15 @@ def main():
     torch.manual_seed(config.seed)
     model = NanoJEPA(config)
     model.tokenizer = tokenizer
+    if (config.n_layer, config.n_embd, config.tokenizer) == (6, 512, "gpt2"):
+        assert 44e6 < model.n_params() < 47e6, "the founding configuration has about 45M parameters"
     say(f"device     {device.why}" + (f", {processes.world} processes" if processes.world > 1 else ""))
     sizes = f"{len(train):,} training, {len(val):,} validation, {len(splits['test']):,} test examples"
     say(f"data       {config.dataset}: {sizes}; {train.length.mean():.1f} tokens each; read in {read:.1f} s")
     shape = f"{config.n_layer} layers, {config.n_head} heads, width {config.n_embd}, vocabulary {tokenizer.n_vocab:,}"
     say(f"model      {model.n_params() / 1e6:.2f}M parameters: {shape}; mask {config.mask}")
-    say(
-        f"schedule   {config.epochs} epochs of {steps_per_epoch} steps of {config.batch_size} examples; lambda {config.jepa_weight:g}\n"
-    )
+    plan = f"{config.epochs} epochs of {steps_per_epoch} steps of {config.batch_size} examples"
+    say(f"schedule   {plan}; lambda {config.jepa_weight:g}\n")
     say(describe(train.batch([0]), tokenizer, config.mask) + "\n")
 
     summary = fit(model, steps_per_epoch, batches, config, validate=lambda m: validation_loss(m, val, config, device),

@@ -207,7 +207,7 @@ def test_a_written_file_appears_whole_and_alone(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"] and (tmp_path / "a.txt").read_text() == "new"
 
 
-@pytest.mark.parametrize("error", (ValueError("x"), KeyboardInterrupt(), OSError(errno.EIO, "x"), RuntimeError("x")))
+@pytest.mark.parametrize("error", (ValueError("x"), KeyboardInterrupt(), RuntimeError("x")))
 def test_a_failing_write_leaves_the_old_file_and_nothing_beside_it(tmp_path, error):
     (tmp_path / "a.txt").write_text("old")
     with pytest.raises(type(error)), atomic(tmp_path / "a.txt") as temporary:
@@ -225,7 +225,8 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_beside_it(tmp_path, err
             RuntimeError("[enforce fail at inline_container.cc] . PytorchStreamWriter failed: file write failed"),
             "no space",
         ),
-        (PermissionError(errno.EACCES, "Permission denied"), "permission denied"),
+        (OSError(errno.EIO, "Input/output error"), "Input/output error"),
+        (PermissionError(errno.EACCES, "Permission denied"), "Permission denied"),
     ),
 )
 def test_a_full_or_locked_disk_is_told_in_one_line(tmp_path, error, told):
@@ -268,3 +269,13 @@ def test_importing_a_module_does_nothing_visible(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "words", ("--log-every 0", "--n-head 0", "--lr nan", "--dropout 1.5", "--epochs 0", "--seed -1")
+)
+def test_a_number_out_of_range_dies_in_one_line(words, capsys):
+    with pytest.raises(SystemExit) as died:
+        parse(Config, {}, "", words.split())
+    told = capsys.readouterr().err
+    assert died.value.code == 2 and words in told and "wants at least" in told and told.count("\n") == 1

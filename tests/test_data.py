@@ -411,7 +411,7 @@ def test_a_trained_tokenizer_has_at_most_the_entries_asked_for(size):
 
 @pytest.mark.parametrize("name", ("gpt3", "bpe", "bpe:", "bpe:big", "bpe:-5", "bpe:100", "BPE:512", "", "word:512"))
 def test_a_wrong_tokenizer_name_is_refused(name):
-    with pytest.raises(UserError, match=f"--tokenizer {name}: wants gpt2 or bpe:N"):
+    with pytest.raises(UserError, match=f"--tokenizer {name}: wants gpt2, or bpe:N"):
         train_tokenizer(name, [])
 
 
@@ -577,3 +577,17 @@ def test_a_split_is_measured_on_every_example_once(bpe, examples, packed):
     assert sorted(sum(map(contents, batches), [])) == sorted(expected(bpe, e) for e in examples)
     whole = encoded.batch(np.arange(len(encoded))).share
     assert all(batch.share == whole for batch in batches) and whole["examples"] == len(examples)
+
+
+@pytest.mark.parametrize("n", (100, 1700))
+def test_every_example_is_trained_on_sooner_or_later(n):
+    """The remainder of the division was once cut after sorting by length: the longest examples were never seen."""
+    seen = {i for epoch in range(40) for step in epoch_order(np.arange(n), 32, 0, epoch) for i in step}
+    assert seen == set(range(n))
+
+
+@pytest.mark.parametrize(
+    "text, answer", (("#### -$5", "-5"), ("#### $-5", "-5"), ("#### \u22125", "-5"), ("####\n7", None))
+)
+def test_signs_before_a_currency_are_kept_and_the_next_line_is_no_answer(text, answer):
+    assert parse_answer(text) == answer

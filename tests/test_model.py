@@ -312,8 +312,11 @@ def test_the_founding_configuration_has_45_million_parameters():
     assert 44e6 < model.n_params() < 46e6
 
 
-@pytest.mark.parametrize("name,value", [("vicreg_var", 1.0), ("vicreg_cov", 1.0), ("sigreg", 1.0), ("predictor", "mlp"),
-                                        ("decode_noise", 0.5), ("decode_pred_weight", 1.0), ("decode_weight", 0.0)])  # fmt: skip
+OBJECTIVE = [("vicreg_var", 1.0), ("vicreg_cov", 1.0), ("sigreg", 1.0), ("predictor", "mlp"), ("decode_noise", 0.5),
+             ("decode_pred_weight", 1.0), ("decode_weight", 0.0)]  # fmt: skip
+
+
+@pytest.mark.parametrize("name,value", OBJECTIVE)
 def test_every_option_of_the_objective_changes_the_loss(name, value):
     batch = encoded(PROBLEMS[:8]).batch(range(8))
     torch.manual_seed(0)

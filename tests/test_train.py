@@ -275,9 +275,10 @@ def test_a_short_run_on_real_gsm8k_with_the_real_gpt2_encoding(shared_data, tmp_
     small = (
         "--n-embd 32 --n-layer 2 --n-head 2 --batch-size 16 --max-steps 12 --log-every 4 --no-final-eval --device cpu"
     )
-    done = script("train.py", *data, *small.split(), "--run", run, TIKTOKEN_CACHE_DIR=str(shared_data / "tiktoken"))  # fmt: skip
+    cache = {"TIKTOKEN_CACHE_DIR": str(shared_data / "tiktoken")}
+    done = script("train.py", *data, *small.split(), "--run", run, **cache)
     assert "6,973 training, 500 validation, 1,319 test examples" in done.stdout
     losses = [json.loads(x)["token_loss"] for x in (run / "log.jsonl").read_text().splitlines() if '"token_loss"' in x]
     assert losses[-1] < losses[0]
-    script("evaluate_accuracy.py", *data, "--run", run, "--limit", 50, TIKTOKEN_CACHE_DIR=str(shared_data / "tiktoken"))
+    script("evaluate_accuracy.py", *data, "--run", run, "--limit", 50, **cache)
     assert json.loads((run / "accuracy.json").read_text())["n"] == 50
