@@ -213,9 +213,9 @@ def word_problems(split, n, difficulty=1, seed=0):
 
     A problem opens with a quantity, tells one or two events and asks for the result:
 
-        level 1   one step; sums and differences of numbers to 99, products of 2…5 with numbers to 99
+        level 1   one step; sums and differences of numbers to 49, products of 2 and 3 with numbers to 99
         level 2   one step; sums and differences of numbers to 999, products of 2…9 with numbers to 999
-        level 3   two steps of level 1's sizes, the second on the result of the first
+        level 3   two steps, the second on the result of the first; sizes as in level 1
         level 4   level 3 and a sentence with a number that does not matter
 
     Splits are disjoint by construction: an unordered pair of operands belongs to train, val or test
@@ -223,13 +223,13 @@ def word_problems(split, n, difficulty=1, seed=0):
     `val` and `test` ignore the seed: all runs are measured on the same problems.
     """
     rng = random.Random(f"{split} {difficulty} {seed if split == 'train' else 'fixed'}")
-    top, factor_top = (999, 9) if difficulty == 2 else (99, 5)
+    top, product_top, factor_top = (999, 999, 9) if difficulty == 2 else (49, 99, 3)
 
     def step(first=None):
         """One operation on `first`, or on a fresh number, that this split may see -> (op, a, b, result), or None."""
         for _ in range(500):  # a large first number may have no partner in a small split
-            op = rng.choice("+-*" if first is None or first <= top else "+-")
-            a = rng.randint(2, top) if first is None else first
+            op = rng.choice("+-*" if first is None or first <= product_top else "+-")
+            a = rng.randint(2, product_top if op == "*" else top) if first is None else first
             b = rng.randint(2, factor_top if op == "*" else top)
             if op == "-" and b > a:
                 if first is not None:

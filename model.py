@@ -309,6 +309,10 @@ class NanoJEPA(nn.Module, PyTorchModelHubMixin, library_name="nanojepa", tags=["
 
     def _last_states(self, rows, network=None):
         """Lists of ids -> the state of each list's last token (B, C), each list a view of its own."""
+        if max(map(len, rows)) > self.config.block_size:
+            raise UserError(
+                f"a text of {max(map(len, rows))} tokens is longer than the context of {self.config.block_size}"
+            )
         tokens, segment = self._rows(rows)
         position = torch.arange(tokens.size(1), device=self.device).expand_as(tokens)
         h = self.states(tokens, segment, position, network)

@@ -14,6 +14,7 @@ state.pt (what --resume needs), log.jsonl, the two curves, and summary.json when
 import json
 import math
 import os
+import pickle
 import signal
 import sys
 import time
@@ -172,7 +173,12 @@ def fit(model, steps_per_epoch, batches, config, *, validate=None, after_step=No
     step, best, clock = 0, math.inf, {"train": 0.0, "total": 0.0}
 
     if config.resume:
-        state = torch.load(run / "state.pt", map_location=device.device, weights_only=True)
+        try:
+            state = torch.load(run / "state.pt", map_location=device.device, weights_only=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise UserError(
+                f"{run}/state.pt is damaged ({type(error).__name__}); start the run anew with --overwrite"
+            ) from None
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         scaler.load_state_dict(state["scaler"])
@@ -200,8 +206,13 @@ def fit(model, steps_per_epoch, batches, config, *, validate=None, after_step=No
 
     def log(**values):
         if processes.main:
-            with open(run / "log.jsonl", "a") as file:
-                file.write(json.dumps(values) + "\n")
+            try:
+                with open(run / "log.jsonl", "a") as file:
+                    file.write(json.dumps(values) + "\n")
+            except OSError as error:
+                raise UserError(
+                    f"could not write {run}/log.jsonl: {error.strerror}; the last checkpoint is intact"
+                ) from None
 
     stop, stopping = [], False
     handlers = {s: signal.signal(s, lambda number, frame: stop.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}

@@ -1,0 +1,74 @@
+"""README promises commands, files and figures: every command runs, every file exists, every figure is in results/."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from test_train import ROOT, TINY, script
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.S)
+COMMANDS = sorted({line.split("#")[0].strip() for block in BLOCKS for line in block.replace(" && ", "\n").splitlines()
+                   if re.match(r"\s*(python [a-z_]+\.py|torchrun)", line)})  # fmt: skip
+
+
+def test_the_two_commands_stand_in_the_readme_as_written():
+    assert "pip install -r requirements.txt && python train.py --preset quick" in README
+    assert "pip install -r requirements.txt && python -m pytest" in README
+    assert "python -m pytest" in (ROOT / ".ci" / "run").read_text()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("readme") / "run"
+    script("train.py", *TINY, "--run", folder)
+    return folder
+
+
+def tiny(command, run, folder):
+    """A README command with its run replaced, and its training shrunk to seconds; later options win over earlier."""
+    words = shlex.split(command.replace("torchrun --nproc_per_node=2 --", "python"))[1:]
+    if words[0] == "train.py":
+        return [*words, *TINY, "--epochs", "1", "--n-train", "48", "--block-size", "256", "--no-final-eval",
+                "--no-compile", "--run", folder / "run", "--overwrite"]  # fmt: skip
+    return [*words, "--run", run, "--limit", "40"]
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "main.py" not in c])
+def test_every_command_of_the_readme_runs(command, run, tmp_path):
+    script(*tiny(command, run, tmp_path))
+
+
+def test_every_preset_that_trains_is_named_in_the_readme():
+    from config import PRESETS
+
+    assert all(f"--preset {name}" in README for name in PRESETS)
+
+
+def test_every_file_that_the_readme_links_exists():
+    links = [x for x in re.findall(r"\]\(([^)#]+)\)", README) if not x.startswith("http")]
+    assert len(links) > 8
+    assert not [x for x in links if not (ROOT / x).exists()]
+
+
+def figures(value):
+    """All ways in which README may round a number of results/."""
+    if isinstance(value, dict | list):
+        return {text for v in (value.values() if isinstance(value, dict) else value) for text in figures(v)}
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return set()
+    shapes = ("{:.0f}", "{:.1f}", "{:.2f}", "{:.3f}", "{:.4f}", "{:,.0f}")
+    return {s.format(value) for s in shapes} | {s.format(100 * value) for s in shapes[:3]}
+
+
+def test_every_figure_of_the_result_tables_is_in_results():
+    """A figure that was typed instead of measured would stand here alone."""
+    known = set().union(*(figures(json.loads(p.read_text())) for p in Path(ROOT / "results").rglob("*.json")))
+    table = [x for x in README.split("## Results so far")[1].split("\n## ")[0].splitlines() if x.startswith("|")]
+    quoted = {
+        x for line in table for cell in line.split("|")[2:] for x in re.findall(r"(?<![\w.@])\d[\d,]*\.\d+", cell)
+    }
+    assert len(quoted) > 10, "no figures found in the tables: this test reads nothing"
+    assert not sorted(quoted - known)
