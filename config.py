@@ -319,7 +319,9 @@ def atomic(path):
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap a full disk in their own
-        full = getattr(error, "errno", None) == errno.ENOSPC or re.search("No space left|write failed", str(error))
+        full = getattr(error, "errno", None) == errno.ENOSPC or re.search(
+            "No space left|write failed|iostream error|unexpected pos", str(error)
+        )
         if not full and not isinstance(error, OSError):
             raise
         reason = "no space left on the device" if full else error.strerror

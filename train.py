@@ -80,13 +80,13 @@ def plot_curves(run):
 
     train, val = read_log(run)
 
-    def draw(name, title, ylabel, series):
+    def draw(name, title, ylabel, series, scale="linear"):
         figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
         for label, lines, key, transform, style in series:
             points = [(x["step"], transform(x[key])) for x in lines if key in x]
             if points:
                 axes.plot(*zip(*points, strict=True), label=label, **style)
-        axes.set(title=title, xlabel="optimiser step", ylabel=ylabel)
+        axes.set(title=title, xlabel="optimiser step", ylabel=ylabel, yscale=scale)
         axes.grid(alpha=0.3)
         axes.legend()
         with atomic(Path(run) / name) as path:
@@ -99,7 +99,7 @@ def plot_curves(run):
     draw("token_loss_curve.png", "Token loss: question, and answer decoded from its latent",
          "cross-entropy (nats per token, terms added)",
          [("train", train, "token_loss", same, dict(color=blue, **thin)),
-          ("validation", val, "val_token_loss", same, dict(color=orange, **dots))])  # fmt: skip
+          ("validation", val, "val_token_loss", same, dict(color=orange, **dots))], scale="log")  # fmt: skip
     draw("jepa_loss_curve.png", "JEPA loss beside its control: the latent of another answer",
          "1 − cosine of the predicted latent",
          [("train, own answer", train, "jepa_loss", same, dict(color=blue, **thin)),

@@ -172,7 +172,7 @@ def test_two_processes_train_as_one_on_the_same_global_batch(tmp_path):
 
 @pytest.mark.parametrize("args,said", [
     (["--data-dir", "nowhere"], "nowhere/train.jsonl: no such file"),
-    (["--tokenizer", "words"], "--tokenizer words: wants gpt2 or bpe:N"),
+    (["--tokenizer", "words"], "--tokenizer words: wants gpt2, or bpe:N"),
     (["--n-embd", "15"], "--n-embd 15 must be a multiple"),
     (["--block-size", "8"], "no example fits --block-size 8"),
     (["--device", "cuda"] if not torch.cuda.is_available() else ["--device", "tpu"], "no such device here"),
