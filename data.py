@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from config import UserError
+from config import UserError, atomic
 
 N_VAL = 500  # GSM8K training questions set aside for validation
 VAL_SEED = 0  # fixed: every run sets aside the same ones, whatever its --seed
@@ -205,7 +205,7 @@ DISTRACTOR = (
 def split_of_pair(a, b):
     """The one split in which the operands a and b may meet, in either order and under any operation."""
     u = random.Random(f"{min(a, b)} {max(a, b)}").random()
-    return "test" if u < 0.15 else "val" if u < 0.2 else "train"
+    return "test" if u < 0.15 else "val" if u < 0.2 else "train"  # most pairs train; both others stay varied
 
 
 def word_problems(split, n, difficulty=1, seed=0):
@@ -383,7 +383,8 @@ class BPETokenizer(Tokenizer):
         ]
 
     def save(self, folder):
-        self.bpe.save(str(Path(folder) / "tokenizer.json"))
+        with atomic(Path(folder) / "tokenizer.json") as path:
+            self.bpe.save(str(path))
 
 
 def train_tokenizer(name, examples):
@@ -410,7 +411,10 @@ def load_tokenizer(name, folder):
         raise UserError(
             f"{path}: missing; the run in {folder} was trained with --tokenizer {name} and cannot be read without it"
         )
-    return BPETokenizer(tokenizers.Tokenizer.from_file(str(path)))
+    try:
+        return BPETokenizer(tokenizers.Tokenizer.from_file(str(path)))
+    except Exception as error:  # the library raises plain Exceptions
+        raise UserError(f"{path}: not a tokenizer ({error})") from None
 
 
 # ---------------------------------------------------------------------------------------------- batches

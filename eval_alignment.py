@@ -20,6 +20,7 @@ Writes alignment.json and figures into the run's folder.
 """
 
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -80,11 +81,13 @@ def neighbours(z_hat, labels, name):
 
 
 @torch.no_grad()
-def latents(model, examples, batch_size=64, progress=None):
-    """-> (z_hat (N, C), z of the distinct answers (A, C), own (N,) each example's row in z, kept examples)."""
+def latents(model, examples, answers=None, batch_size=64):
+    """-> (z_hat (N, C), z of the distinct answers (A, C), own (N,) rows in z, examples, answers).
+
+    `answers` are the candidates beyond those of the examples. Questions that do not fit the context are left out."""
     batches = list(by_length(model, [e.question for e in examples], batch_size))
     kept = [examples[i] for batch in batches for i in batch]
-    answers = sorted({e.answer for e in kept})
+    answers = sorted({e.answer for e in kept} | set(answers or ()))
     if len(answers) < 2:
         raise UserError(
             f"alignment needs at least two different answers; these {len(kept)} questions have {len(answers)}"
@@ -92,7 +95,7 @@ def latents(model, examples, batch_size=64, progress=None):
     z_hat = torch.cat([model.predict([examples[i].question for i in batch]) for batch in batches]).cpu()
     z = torch.cat([model.encode(answers[i : i + 256]) for i in range(0, len(answers), 256)]).cpu()
     column = {answer: i for i, answer in enumerate(answers)}
-    return z_hat, z, torch.tensor([column[e.answer] for e in kept]), kept
+    return z_hat, z, torch.tensor([column[e.answer] for e in kept]), kept, answers
 
 
 def measure(z_hat, z, own, examples):
@@ -123,11 +126,19 @@ def measure(z_hat, z, own, examples):
     return result, mine[:, 0], other
 
 
-def alignment(model, examples, batch_size=64):
+def alignment(model, examples, answers=None, batch_size=64):
     """model, list of Example -> (alignment.json's dict without the untrained control, the latents for the figures)."""
-    z_hat, z, own, kept = latents(model, examples, batch_size)
+    z_hat, z, own, kept, answers = latents(model, examples, answers, batch_size)
     result, mine, other = measure(z_hat, z, own, kept)
-    return result, {"z_hat": z_hat, "z": z, "own": own, "mine": mine, "other": other, "examples": kept}
+    return result, {
+        "z_hat": z_hat,
+        "z": z,
+        "own": own,
+        "mine": mine,
+        "other": other,
+        "examples": kept,
+        "answers": answers,
+    }
 
 
 def untrained(model):
@@ -171,17 +182,14 @@ def plot_map(found, path):
     z, z_hat = F.normalize(found["z"], dim=-1).numpy(), F.normalize(found["z_hat"], dim=-1).numpy()
     pca = PCA(2).fit(z)
     value = lambda text: np.log10(1 + abs(float(text)))  # noqa: E731
-    answers = sorted({e.answer for e in found["examples"]})
+    answers = found["answers"]
     figure, axes = plt.subplots(1, 2, figsize=(9, 4), sharex=True, sharey=True, layout="constrained")
     colours = dict(cmap="viridis", vmin=0, vmax=max(map(value, answers)), s=9, linewidths=0)
     dots = axes[0].scatter(*pca.transform(z).T, c=[value(a) for a in answers], **colours)
     axes[1].scatter(*pca.transform(z_hat).T, c=[value(e.answer) for e in found["examples"]], **colours)
     share = pca.explained_variance_ratio_
-    for axis, title in zip(
-        axes,
-        (f"answer latents z ({len(answers)} answers)", f"predicted latents ẑ ({len(z_hat)} questions)"),
-        strict=True,
-    ):
+    titles = (f"answer latents z ({len(answers)} answers)", f"predicted latents ẑ ({len(z_hat)} questions)")
+    for axis, title in zip(axes, titles, strict=True):
         axis.set(title=title, xlabel=f"component 1 ({share[0]:.0%} of variance)")
         axis.grid(alpha=0.3)
     axes[0].set_ylabel(f"component 2 ({share[1]:.0%})")
@@ -195,18 +203,11 @@ def plot_training(runs, path):
     import matplotlib.pyplot as plt
 
     figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
-    for colour, (label, run) in zip((BLUE, ORANGE, "#009E73", "#CC79A7", "#56B4E9", "#E69F00"), runs, strict=False):
+    for colour, (label, run) in zip(cycle((BLUE, ORANGE, "#009E73", "#CC79A7", "#56B4E9", "#E69F00")), runs):
         _, val = read_log(run)
         for key, style, what in (("val_cos_own", "-", "own answer"), ("val_cos_other", ":", "another answer")):
-            axis.plot(
-                [x["step"] for x in val],
-                [x[key] for x in val],
-                style,
-                marker="o",
-                markersize=3,
-                color=colour,
-                label=f"{label}, {what}",
-            )
+            points = [x["step"] for x in val], [x[key] for x in val]
+            axis.plot(*points, style, marker="o", markersize=3, color=colour, label=f"{label}, {what}")
     axis.set(
         title="Alignment over training, validation split",
         xlabel="optimiser step",
@@ -255,13 +256,20 @@ def main():
     matplotlib.use("Agg")
     device = resolve_device(config.device).device
     model = load_run(config.run, device)
-    examples, _ = load_examples(model, config)
-    result, found = alignment(model, examples, config.batch_size)
-    result["untrained"], fresh = alignment(untrained(model), examples, config.batch_size)
+    examples, _, answers = load_examples(model, config)
+    if model.config.mask != "jepa":
+        print(
+            f"mask {model.config.mask}: in training an answer's latent saw its question; here each answer stands alone"
+        )
+    result, found = alignment(model, examples, answers, config.batch_size)
+    result["untrained"], fresh = alignment(untrained(model), examples, answers, config.batch_size)
     columns, run = {"trained": result, "untrained": result["untrained"]}, Path(config.run)
+    lam = {config.run: model.config.jepa_weight}
     for other in config.compare:
         rival = load_run(other, device)
-        columns[other] = alignment(rival, load_examples(rival, config)[0], config.batch_size)[0]
+        lam[other] = rival.config.jepa_weight
+        theirs, _, their_answers = load_examples(rival, config)
+        columns[other] = alignment(rival, theirs, their_answers, config.batch_size)[0]
 
     print(
         f"\n{config.run}: {result['n']:,} questions of the {config.split} split, "
@@ -276,10 +284,8 @@ def main():
     plot_map(found, run / "alignment_map.png")
     written = ["alignment.json", "alignment_cosines.png", "alignment_map.png"]
     if config.compare:
-        label = lambda name: f"λ = {load_run(name).config.jepa_weight:g} ({Path(name).name})"  # noqa: E731
-        plot_training(
-            [(label(name), name) for name in (config.run, *config.compare)], run / "alignment_over_training.png"
-        )
+        labelled = [(f"λ = {value:g} ({Path(name).name})", name) for name, value in lam.items()]
+        plot_training(labelled, run / "alignment_over_training.png")
         written.append("alignment_over_training.png")
     print("\nwrote " + ", ".join(f"{run}/{name}" for name in written))
 

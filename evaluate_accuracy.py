@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from scipy.stats import binomtest
 from tqdm import tqdm
 
-from config import EvalConfig, UserError, atomic, parse, resolve_device, run_main, write_json
+from config import EvalConfig, atomic, parse, resolve_device, run_main, write_json
 from data import load_splits, same_answer
 from model import load_run
 
@@ -40,16 +40,20 @@ def by_length(model, questions, batch_size, progress=None):
     order = sorted((i for i, n in enumerate(length) if n <= model.config.block_size), key=length.__getitem__)
     if len(order) < len(questions):
         print(f"{len(questions) - len(order)} of {len(questions)} questions are longer than the context of "
-              f"{model.config.block_size} tokens; they count as wrong")  # fmt: skip
+              f"{model.config.block_size} tokens; they are not answered")  # fmt: skip
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     return tqdm(batches, desc=progress, unit="batch") if progress else batches
 
 
 @torch.no_grad()
-def accuracy(model, examples, train_examples, batch_size=64, progress=None):
-    """model, examples, training examples -> (accuracy.json's dict, one dict a question for predictions.jsonl)."""
+def accuracy(model, examples, train_examples, answers=None, batch_size=64, progress=None):
+    """model, examples, training examples -> (accuracy.json's dict, one dict a question for predictions.jsonl).
+
+    `answers` are the candidates of the nearest-latent read-out, by default those of the examples. A question that does
+    not fit the context counts as wrong.
+    """
     began = time.perf_counter()
-    candidates = sorted({e.answer for e in examples})
+    candidates = sorted({e.answer for e in examples} | set(answers or ()))
     z = torch.cat([model.encode(candidates[i : i + 256]) for i in range(0, len(candidates), 256)])  # (A, C)
     column = {answer: i for i, answer in enumerate(candidates)}
     rows = [
@@ -80,19 +84,18 @@ def accuracy(model, examples, train_examples, batch_size=64, progress=None):
 
 
 def load_examples(model, config):
-    """The data of the run -> (examples of `config.split`, at most `limit`; training examples)."""
+    """The data of the run -> (examples of `config.split`, at most `limit`; training examples; the split's answers)."""
     source = replace(model.config, **({"data_dir": config.data_dir, "dataset": "gsm8k"} if config.data_dir else {}))
     splits = load_splits(source)
-    if config.limit < 0:
-        raise UserError(f"--limit {config.limit}: wants a number of questions, or 0 for all")
-    return splits[config.split][: config.limit or None], splits["train"]
+    answers = sorted({e.answer for e in splits[config.split]})  # all of them: a --limit must not make retrieval easier
+    return splits[config.split][: config.limit or None], splits["train"], answers
 
 
 def main():
     config, _ = parse(EvalConfig, {}, __doc__.split("\n\n")[0])
     model = load_run(config.run, resolve_device(config.device).device)
-    examples, train_examples = load_examples(model, config)
-    result, rows = accuracy(model, examples, train_examples, config.batch_size, "answering")
+    examples, train_examples, answers = load_examples(model, config)
+    result, rows = accuracy(model, examples, train_examples, answers, config.batch_size, "answering")
 
     readout = "token by token" if model.config.mask == "causal" else "from z_hat"
     print(f"\n{config.run}: exact match over {result['n']:,} questions of the {config.split} split")

@@ -272,8 +272,10 @@ class NanoJEPA(nn.Module, PyTorchModelHubMixin, library_name="nanojepa", tags=["
         for name, weight, term in (("variance_loss", config.vicreg_var, variance_loss),
                                    ("covariance_loss", config.vicreg_cov, covariance_loss),
                                    ("sigreg_loss", config.sigreg, sigreg_loss)):  # fmt: skip
-            if weight and len(z) > 1:
-                terms[name] = (weight, (term(z) + term(z_hat)) * (len(z) / n))
+            if weight:
+                with torch.autocast(z.device.type, enabled=False):  # sums of squares over a batch want fp32
+                    value = term(z.float()) + term(z_hat.float()) if len(z) > 1 else 0 * z.sum()
+                terms[name] = (weight, value * (len(z) / n))
                 loss = loss + weight * terms[name][1]
 
         with torch.no_grad():
@@ -363,7 +365,7 @@ class NanoJEPA(nn.Module, PyTorchModelHubMixin, library_name="nanojepa", tags=["
         h = self.trunk(x, position, mask, cache)[torch.arange(B, device=x.device), last]  # (B, C)
         ids, done = [], torch.zeros(B, dtype=torch.bool, device=x.device)
         for step in range(1, limit + 1):
-            token = F.linear(h, self.embed.weight[: self.tokenizer.n_vocab]).argmax(-1)  # (B,)
+            token = F.linear(h, self.embed.weight).argmax(-1)  # (B,)
             done |= token == self.tokenizer.eos
             ids.append(token.masked_fill(done, self.tokenizer.eos))
             if done.all() or step == limit:

@@ -3,7 +3,7 @@
     python train.py --preset quick                                   word problems, no download, no GPU
     python train.py --data-dir DIR --preset gsm8k-small              real GSM8K from DIR/train.jsonl and DIR/test.jsonl
     python train.py --run out/nanojepa --resume                      continue after Ctrl-C, a crash or a full disk
-    torchrun --nproc_per_node=2 train.py                             data-parallel, the same result on the same batch
+    torchrun --nproc_per_node=2 -- train.py                          data-parallel, the same result on the same batch
 
 A run is a folder: config.json, model.safetensors (the last weights), best/ (those of the lowest validation loss),
 state.pt (what --resume needs), log.jsonl, the two curves, and summary.json when it has ended.
@@ -15,6 +15,7 @@ import json
 import math
 import os
 import pickle
+import shutil
 import signal
 import sys
 import time
@@ -67,7 +68,10 @@ def save_model(model, config, folder):
 
 def read_log(run):
     """log.jsonl -> (training lines, validation lines), lists of dicts."""
-    lines = [json.loads(line) for line in (Path(run) / "log.jsonl").read_text().splitlines()]
+    path = Path(run) / "log.jsonl"
+    if not path.is_file():
+        raise UserError(f"{path}: missing; only the folder of a whole run has a log of its training")
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return [x for x in lines if "loss" in x], [x for x in lines if "val_loss" in x]
 
 
@@ -170,7 +174,7 @@ def fit(model, steps_per_epoch, batches, config, *, validate=None, after_step=No
     scaler = torch.amp.GradScaler(device.device.type, enabled=device.dtype is torch.float16)
     schedule = config.epochs * steps_per_epoch
     total = min(schedule, config.max_steps) if config.max_steps else schedule
-    step, best, clock = 0, math.inf, {"train": 0.0, "total": 0.0}
+    step, best, clock, last, validation = 0, math.inf, {"train": 0.0, "total": 0.0}, {}, {}
 
     if config.resume:
         try:
@@ -181,7 +185,8 @@ def fit(model, steps_per_epoch, batches, config, *, validate=None, after_step=No
             ) from None
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        scaler.load_state_dict(state["scaler"])
+        if state["scaler"] and scaler.is_enabled():  # empty when the run was not in fp16
+            scaler.load_state_dict(state["scaler"])
         step, best, clock = state["step"], state["best"], state["clock"]
         if state["epoch_steps"] != steps_per_epoch:
             raise UserError(
@@ -190,7 +195,12 @@ def fit(model, steps_per_epoch, batches, config, *, validate=None, after_step=No
         if processes.main:  # forget what was logged after the checkpoint
             kept = [x for x in (run / "log.jsonl").read_text().splitlines() if x and json.loads(x)["step"] <= step]
             with atomic(run / "log.jsonl") as path:
-                path.write_text("".join(f"{line}\n" for line in kept))
+                path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+            past = [json.loads(x) for x in kept]  # a run that had ended has nothing left to log
+            last = next((x for x in reversed(past) if "loss" in x), {})
+            validation = next(
+                ({k: v for k, v in x.items() if k.startswith("val_")} for x in reversed(past) if "val_loss" in x), {}
+            )
 
     worker = torch.compile(model, dynamic=True) if config.compile else model
     if processes.world > 1:
@@ -217,7 +227,7 @@ def fit(model, steps_per_epoch, batches, config, *, validate=None, after_step=No
     stop, stopping = [], False
     handlers = {s: signal.signal(s, lambda number, frame: stop.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
     bar = tqdm(total=total, initial=step, disable=not processes.main, dynamic_ncols=True, unit="step", smoothing=0.05)
-    window, window_steps, last, validation = defaultdict(float), 0, {}, {}
+    window, window_steps = defaultdict(float), 0
     began = mark = time.perf_counter()
     pause = 0.0  # seconds of this window spent on validation and checkpoints, not on training
     try:
@@ -239,7 +249,8 @@ def fit(model, steps_per_epoch, batches, config, *, validate=None, after_step=No
                 window["tokens"] += batch.n_tokens
             if config.grad_clip:
                 scaler.unscale_(optimizer)
-                torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
+                norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
+                window["grad_norm"] += norm / processes.world  # all processes hold the same gradient
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
@@ -274,7 +285,7 @@ def fit(model, steps_per_epoch, batches, config, *, validate=None, after_step=No
                 bar.set_postfix_str(", ".join([*shown, f"lr {rate:.1e}", f"{last['tokens_per_second']:,.0f} tok/s"]))
                 window.clear()
                 mark, window_steps, pause = time.perf_counter(), 0, 0.0
-            if ends_epoch and validate and not stopping:
+            if ends_epoch and validate:
                 pausing = time.perf_counter()
                 validation = {f"val_{name}": v for name, v in validate(model).items()}
                 log(step=step, epoch=round(step / steps_per_epoch, 3), **validation)
@@ -309,6 +320,24 @@ def fit(model, steps_per_epoch, batches, config, *, validate=None, after_step=No
             **{name: last[name] for name in ("token_loss", "jepa_loss") if name in last}, **validation}  # fmt: skip
 
 
+STALE = (
+    "state.pt",
+    "summary.json",
+    "alignment.json",
+    "accuracy.json",
+    "predictions.jsonl",
+    "model.safetensors",
+    "best",
+)
+
+
+def clear_run(run):
+    """Remove what an earlier run left, when all else is ready: nothing of it may be taken for the new one's."""
+    for path in (Path(run) / name for name in STALE):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    (Path(run) / "log.jsonl").write_text("")
+
+
 def open_run(config, given, cls, free=()):
     """Prepare the folder of a run and, under --resume, take the configuration that it was started with.
 
@@ -323,16 +352,18 @@ def open_run(config, given, cls, free=()):
             )
         try:
             run.mkdir(parents=True, exist_ok=True)
-            (run / "log.jsonl").write_text("")
+            (run / "log.jsonl").touch()
         except OSError as error:
             raise UserError(f"--run {run}: cannot write there ({error.strerror})") from None
-        (run / "state.pt").unlink(missing_ok=True)
         return config
     if not started:
         raise UserError(f"--resume: there is no checkpoint in {run} (no state.pt); leave --resume out to start the run")
     free = {"run", "resume", "overwrite", "device", "precision", "compile", "epochs", "max_steps", "grad_accum",
             "log_every", "save_every", "data_dir", *free}  # fmt: skip
-    saved = from_dict(cls, json.loads((run / "config.json").read_text()), run / "config.json")
+    try:
+        saved = from_dict(cls, json.loads((run / "config.json").read_text()), run / "config.json")
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"--resume: {run}/config.json cannot be read ({error})") from None
     for name in sorted(given - free):
         if getattr(config, name) != getattr(saved, name):
             raise UserError(f"--resume: the run in {run} has {name} = {getattr(saved, name)}, not "
@@ -357,7 +388,7 @@ def validation_loss(model, data, config, device):
     return {name: float(v) for name, v in total.items()}
 
 
-def final_evaluation(model, examples, train_examples, device):
+def final_evaluation(model, examples, train_examples):
     """The test split: exact match, retrieval and cosines beside their controls -> dict for summary.json."""
     from eval_alignment import alignment
     from evaluate_accuracy import accuracy
@@ -388,9 +419,9 @@ def main():
     config = replace(config, vocab_size=tokenizer.n_vocab)
     isolated = config.mask != "causal"
     train, val = (Encoded(splits[s], tokenizer, config.block_size, s, isolated) for s in ("train", "val"))
-    if config.batch_size < processes.world * config.grad_accum:
+    if min(config.batch_size, len(train)) < processes.world * config.grad_accum:
         raise UserError(
-            f"--batch-size {config.batch_size} is less than an example for each of the "
+            f"a batch of {min(config.batch_size, len(train))} is less than an example for each of the "
             f"{processes.world * config.grad_accum} micro-batches"
         )
     steps_per_epoch, batches = make_batches(train, config, processes.rank, processes.world)
@@ -410,22 +441,22 @@ def main():
     say(f"schedule   {plan}; lambda {config.jepa_weight:g}\n")
     say(describe(train.batch([0]), tokenizer, config.mask) + "\n")
 
+    if processes.main and not config.resume:
+        clear_run(run)
     summary = fit(model, steps_per_epoch, batches, config, validate=lambda m: validation_loss(m, val, config, device),
                   after_step=model.update_target, processes=processes, device=device)  # fmt: skip
     if processes.main:
         plot_curves(run)
-        summary = {"n_params": model.n_params(), **summary}
+        summary = {"n_params": model.n_params(), **summary, "device": device.why, "torch": torch.__version__}
         if config.final_eval:
-            summary |= final_evaluation(model, splits["test"], splits["train"], device)
+            summary |= final_evaluation(model, splits["test"], splits["train"])
             low, high = summary["exact_match_ci95"]
+            readout = "token by token" if config.mask == "causal" else "decoded from z_hat"
             say(
                 f"\ntest split: {len(splits['test']):,} questions"
                 + (", operand pairs never seen in training" if config.dataset == "wordproblems" else "")
             )
-            say(
-                f"  exact match, decoded from z_hat      {summary['exact_match']:7.2%}   "
-                f"95% interval {low:.2%} to {high:.2%}"
-            )
+            say(f"  exact match, {readout:<24}{summary['exact_match']:7.2%}   95% interval {low:.2%} to {high:.2%}")
             say(f"  always the commonest training answer {summary['constant_from_train']:7.2%}")
             say(f"  retrieval@1 among all test answers   {summary['retrieval_at_1']:7.2%}")
             say(f"  cosine to the own answer's latent    {summary['cos_own']:7.3f}")

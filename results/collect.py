@@ -25,7 +25,7 @@ def main():
             shutil.copyfile(Path(runs[0]) / file, folder / file)
     if len(runs) > 1:
         found = [json.loads((Path(run) / "summary.json").read_text()) for run in runs]
-        numbers = {key: [f[key] for f in found] for key, value in found[0].items() if not isinstance(value, list)}
+        numbers = {key: [f[key] for f in found] for key, value in found[0].items() if isinstance(value, int | float)}
         table = {key: {"mean": statistics.mean(v), "std": statistics.stdev(v), "runs": v} for key, v in numbers.items()}
         (folder / "seeds.json").write_text(json.dumps(table, indent=2) + "\n")
 

@@ -74,11 +74,11 @@ def test_a_later_token_moves_no_earlier_state_unless_there_is_no_mask(mask, sees
 
 @pytest.mark.parametrize("mask,zero", [("jepa", True), ("none", False)])
 def test_the_gradient_of_the_prediction_to_the_answer_embeddings_is_exactly_zero(mask, zero):
-    model, batch = tiny_model(mask=mask), encoded(PROBLEMS[:8], mask=mask).batch(range(8))
-    x = model.embed(batch.tokens).detach().requires_grad_()
-    h = model.trunk(x, batch.position, jepa_mask(batch.segment, mask)).flatten(0, 1)
+    model, batch, read = tiny_model(mask=mask), encoded(PROBLEMS[:8], mask=mask).batch(range(8)), []
+    model.embed.register_forward_hook(lambda module, args, x: read.append(x.detach().requires_grad_()) or read[-1])
+    h = model.states(batch.tokens, batch.segment, batch.position).flatten(0, 1)
     h[batch.pred_at].square().sum().backward()
-    answer_view = batch.segment % 2 == 1
+    (x,), answer_view = read, batch.segment % 2 == 1
     assert (x.grad[answer_view] == 0).all() == zero
     assert x.grad[batch.segment % 2 == 0].abs().sum() > 0
 
@@ -326,6 +326,21 @@ def test_every_option_of_the_objective_changes_the_loss(name, value):
     assert loss.isfinite() and not torch.isclose(loss, plain)
 
 
+def test_mixed_precision_trains_every_term_in_fp32_where_it_matters():
+    """bf16 here stands for what GPUs do: sums over a vocabulary or a batch must come out in fp32 and finite."""
+    model = tiny_model(
+        target="ema",
+        predictor="mlp",
+        decode_pred_weight=1.0,
+        **dict.fromkeys(("vicreg_var", "vicreg_cov", "sigreg"), 0.1),
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, metrics = model(encoded(PROBLEMS[:8]).batch(range(8)))
+    loss.backward()
+    assert all(value.dtype is torch.float32 and value.isfinite() for value in metrics.values())
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
 # ---------------------------------------------------------------------------------------------- the losses
 
 
@@ -389,7 +404,7 @@ def test_a_missing_foreign_or_misshapen_checkpoint_is_refused_in_one_line(tmp_pa
         load_run(tmp_path)
 
 
-def test_an_empty_answer_or_one_token_question_trains():
+def test_a_question_of_one_token_trains():
     """`K` may be zero for a term; a mean over nothing must not be a NaN."""
     data = encoded([Example("7", "7"), Example("8", "9")])
     loss, metrics = tiny_model()(data.batch([0, 1]))
