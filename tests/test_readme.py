@@ -33,7 +33,7 @@ def tiny(command, run, folder):
     if words[0] == "train.py":
         return [*words, *TINY, "--epochs", "1", "--n-train", "48", "--block-size", "256", "--no-final-eval",
                 "--no-compile", "--run", folder / "run", "--overwrite"]  # fmt: skip
-    return [*words, "--run", run, "--limit", "40"]
+    return [*(run if w.startswith("out/") else w for w in words), "--limit", "40"]
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if "main.py" not in c])
