@@ -232,7 +232,7 @@ def parse(cls, presets, description, argv=None):
 
 @dataclass
 class EvalConfig:
-    """What the evaluation scripts and the demo read."""
+    """What the evaluation scripts read."""
 
     run: str = opt("out/nanojepa", "folder of the trained run; RUN/best is one too")
     data_dir: str = opt("", "read DIR/train.jsonl and DIR/test.jsonl instead of what the run was trained on")

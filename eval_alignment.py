@@ -161,7 +161,7 @@ def plot_cosines(trained, fresh, path):
     """Histograms of the own answer's cosine and of another answer's, after training and before."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3.4), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.4), sharex=True, sharey=True, layout="constrained")
     for axis, found, title in zip(axes, (fresh, trained), ("before training", "after training"), strict=True):
         bins = np.linspace(min(-0.2, float(found["other"].min()), float(found["mine"].min())), 1, 60)
         axis.hist(found["other"].numpy(), bins, color=ORANGE, alpha=0.7, label="another answer's latent (control)")
@@ -169,7 +169,7 @@ def plot_cosines(trained, fresh, path):
         axis.set(title=title, xlabel="cosine of the predicted latent to …")
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("questions")
-    axes[0].legend(loc="upper left")
+    axes[0].legend(loc="upper right")
     save_figure(figure, path)
     plt.close(figure)
 

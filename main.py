@@ -98,7 +98,7 @@ def load_candidates(model, data_dir=""):
 
 def think(model, candidates, question):
     """One question -> Thought. Deterministic; the answer has at most `config.max_new_tokens` tokens."""
-    question = (question or "").strip()
+    question = (question or "").encode("utf-8", "replace").decode().strip()  # half an emoji is no text for a tokenizer
     if not question:
         return Thought(message="There is no question yet. Type one, or choose an example.")
     if not any(c.isalpha() for c in question):

@@ -90,6 +90,7 @@ def test_the_nearest_answers_are_sorted_and_their_cosines_and_the_control_are_co
 def test_the_tokens_shown_spell_the_question_and_end_in_pred(model, candidates):
     *pieces, last = main.think(model, candidates, QUESTION).tokens
     assert last == "[PRED]" and "".join(pieces).replace(" ", "") == QUESTION.replace(" ", "")
+    assert main.think(model, candidates, "half an emoji \ud83c").answer  # it made the tokenizer raise
 
 
 def test_candidates_are_the_test_answers_or_whole_numbers_if_the_data_is_not_here(model, tmp_path, capsys):
