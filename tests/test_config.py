@@ -186,7 +186,7 @@ def test_without_an_accelerator_auto_is_the_cpu_in_fp32_and_says_so(only_cpu):
 
 @pytest.mark.parametrize("name", ("cuda", "cuda:0", "mps", "tpu", "meta", "", "cuda:x"))
 def test_a_device_that_is_not_there_is_refused_with_those_that_are(only_cpu, name):
-    with pytest.raises(UserError, match=f"--device {name}: .*present: cpu$"):
+    with pytest.raises(UserError, match=f"--device {name}.*: .*present: cpu$"):
         resolve_device(name)
 
 
@@ -279,3 +279,17 @@ def test_a_number_out_of_range_dies_in_one_line(words, capsys):
         parse(Config, {}, "", words.split())
     told = capsys.readouterr().err
     assert died.value.code == 2 and words in told and "wants at least" in told and told.count("\n") == 1
+
+
+def test_cuda_by_name_takes_this_process_own_gpu(monkeypatch):
+    """`torch.cuda.set_device` refuses a device without an index: `--device cuda` once failed on every GPU machine."""
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append(device.index))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    for capability, dtype in (((8, 6), torch.bfloat16), ((7, 5), torch.float16)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        assert resolve_device("cuda").dtype is dtype and resolve_device("auto").device == torch.device("cuda:1")
+    assert set(chosen) == {1}
+    torch.set_float32_matmul_precision("highest")
