@@ -152,9 +152,54 @@ def cosine(a, b):
     return F.cosine_similarity(a.float(), b.float(), dim=-1)
 
 
-def token_loss(h, weight, target):
-    """Summed next-token cross-entropy in nats of the positions h (K, C), head `weight` (V, C), target (K,) -> ()."""
-    return F.linear_cross_entropy(h, weight, target, reduction="sum")
+CHUNK_LOGITS = 2**25  # logits that exist at a time: 128 MiB in fp32, 667 positions of GPT-2's vocabulary
+
+
+class _TokenLoss(torch.autograd.Function):
+    """Softmax and its gradient are taken while a chunk's logits exist; backward has nothing left to compute.
+
+    Three matrix products a position and no tensor of K x V, as in Liger Kernel (Hsu et al. 2024, arXiv 2410.10989).
+    """
+
+    @staticmethod
+    def forward(ctx, h, weight, target, scale, wants_grad):
+        kind, K, rows = h.device.type, len(h), max(1, CHUNK_LOGITS // len(weight))
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else h.dtype
+        x, w = h.to(dtype), weight.to(dtype)
+        nll = torch.empty(K, device=h.device)
+        ctx.grads = (torch.empty_like(h), torch.zeros_like(weight)) if wants_grad else None
+        for start in range(0, K, rows):
+            part = slice(start, start + rows)
+            logp = F.log_softmax((x[part] @ w.T).float(), -1)  # (k, V)
+            own = target[part, None]
+            nll[part] = -logp.gather(1, own)[:, 0]
+            if wants_grad:  # d nll / d logits = softmax - one-hot; `scale` multiplies the small side of each product
+                error = logp.exp_().scatter_add_(1, own, -torch.ones_like(own, dtype=logp.dtype)).to(dtype)
+                h_grad, weight_grad = ctx.grads
+                h_grad[part] = (error @ w) * scale[part, None]
+                scaled = (x[part] * scale[part, None]).to(dtype)
+                if dtype == weight_grad.dtype:
+                    weight_grad.addmm_(error.T, scaled)
+                else:  # accumulate in the weight's own precision
+                    weight_grad += error.T @ scaled
+        ctx.mark_non_differentiable(nll)
+        return (nll * scale).sum(), nll
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient, _):
+        h_grad, weight_grad = ctx.grads
+        del ctx.grads  # scaled in place: a second backward must fail, not lie
+        return h_grad.mul_(gradient), weight_grad.mul_(gradient), None, None, None
+
+
+@torch.compiler.disable  # the number of chunks depends on the batch: compiled, each number would be another program
+def token_loss(h, weight, target, scale):
+    """Next-token cross-entropy of positions h (K, C) under the head `weight` (V, C), target (K,) int64, scale (K,).
+
+    -> (sum of scale * nll, (); nll in nats, (K,) fp32, without gradient).
+    """
+    return _TokenLoss.apply(h, weight, target, scale, torch.is_grad_enabled())
 
 
 def variance_loss(z, eps=1e-4):
@@ -248,22 +293,25 @@ class NanoJEPA(nn.Module, PyTorchModelHubMixin, library_name="nanojepa", tags=["
         z_hat, z = self.predictor(h[batch.pred_at]), h[batch.eos_at]  # (N, C)
         target = self.targets(batch, z)
 
-        terms = {
-            "question_loss": (
-                config.question_weight,
-                token_loss(h[batch.question_at], head, batch.question_ids) / share["question"],
-            )
-        }
+        # every position that the head must read, in one product: (weight in L_token, states (K, C), targets (K,))
+        read = {"question_loss": (config.question_weight, h[batch.question_at], batch.question_ids)}
         if config.mask == "causal":  # the answer view continues the question, as in an ordinary language model
-            terms["answer_loss"] = (1.0, token_loss(h[batch.answer_at], head, batch.answer_ids) / share["answer"])
+            read["answer_loss"] = (1.0, h[batch.answer_at], batch.answer_ids)
         for name, weight, latent in (
             ("decode_loss", config.decode_weight, z),
             ("decode_pred_loss", config.decode_pred_weight, z_hat),
         ):
             if weight:
                 y = self.decode_states(latent, batch.decode_tokens).flatten(0, 1)[batch.decode_at]  # (K', C)
-                terms[name] = (weight, token_loss(y, head, batch.answer_ids) / share["answer"])
-        l_token = sum(weight * term for weight, term in terms.values())
+                read[name] = (weight, y, batch.answer_ids)
+        weights, states, targets = zip(*read.values(), strict=True)
+        count = [share["question" if name == "question_loss" else "answer"] for name in read]
+        sizes = [len(ids) for ids in targets]
+        scale = torch.cat(
+            [h.new_full((k,), w / c, dtype=torch.float32) for k, w, c in zip(sizes, weights, count, strict=True)]
+        )
+        l_token, nll = token_loss(torch.cat(states), head, torch.cat(targets), scale)
+        terms = {name: part.sum() / c for name, part, c in zip(read, nll.split(sizes), count, strict=True)}
 
         n = share["examples"]
         own = cosine(z_hat, target)
@@ -275,8 +323,8 @@ class NanoJEPA(nn.Module, PyTorchModelHubMixin, library_name="nanojepa", tags=["
             if weight:
                 with torch.autocast(z.device.type, enabled=False):  # sums of squares over a batch want fp32
                     value = term(z.float()) + term(z_hat.float()) if len(z) > 1 else 0 * z.sum()
-                terms[name] = (weight, value * (len(z) / n))
-                loss = loss + weight * terms[name][1]
+                terms[name] = value * (len(z) / n)
+                loss = loss + weight * terms[name]
 
         with torch.no_grad():
             has_other = (batch.other >= 0).float()
@@ -289,7 +337,7 @@ class NanoJEPA(nn.Module, PyTorchModelHubMixin, library_name="nanojepa", tags=["
             "cos_own": own.sum() / n,
             "cos_other": control,
         }
-        metrics |= {name: term for name, (_, term) in terms.items()}
+        metrics |= terms
         return loss, {name: value.detach() for name, value in metrics.items()}
 
     @torch.no_grad()

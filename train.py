@@ -30,7 +30,18 @@ from safetensors.torch import save_file
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from config import PRESETS, Config, UserError, atomic, from_dict, parse, resolve_device, run_main, write_json
+from config import (
+    PRESETS,
+    Config,
+    UserError,
+    atomic,
+    from_dict,
+    keep_freed_memory,
+    parse,
+    resolve_device,
+    run_main,
+    write_json,
+)
 from data import Encoded, load_splits, load_tokenizer, make_batches, ordered_batches, train_tokenizer
 from model import NanoJEPA, jepa_mask
 
@@ -169,6 +180,7 @@ def fit(model, steps_per_epoch, batches, config, *, validate=None, after_step=No
     device = device or resolve_device(config.device, config.precision)
     processes = processes or Processes(device.device)
     run = Path(config.run)
+    keep_freed_memory(device.device.type == "cpu")
     model.to(device.device)
     optimizer = make_optimizer(model, config)
     scaler = torch.amp.GradScaler(device.device.type, enabled=device.dtype is torch.float16)
@@ -315,9 +327,12 @@ def fit(model, steps_per_epoch, batches, config, *, validate=None, after_step=No
         bar.close()
         for number, handler in handlers.items():
             signal.signal(number, handler)
+    cuda = device.device.type == "cuda"
+    memory = {"peak_memory_gib": torch.cuda.max_memory_allocated(device.device) / 2**30} if cuda else {}
     return {"steps": step, "epochs": step / steps_per_epoch, "train_seconds": round(clock["total"], 2),
             "examples_per_second": round(step * config.batch_size / max(clock["train"], 1e-9), 2),
-            **{name: last[name] for name in ("token_loss", "jepa_loss") if name in last}, **validation}  # fmt: skip
+            **{name: last[name] for name in ("token_loss", "jepa_loss") if name in last}, **validation,
+            **memory}  # fmt: skip
 
 
 STALE = (

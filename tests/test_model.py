@@ -364,9 +364,28 @@ def test_sigreg_is_least_for_a_gaussian():
         assert sigreg_loss(other) > 2 * least
 
 
-def test_token_loss_is_the_summed_cross_entropy():
-    h, w, target = torch.randn(5, 8), torch.randn(11, 8), torch.tensor([0, 3, 10, 3, 5])
-    torch.testing.assert_close(token_loss(h, w, target), F.cross_entropy(h @ w.T, target, reduction="sum"))
+@pytest.mark.parametrize("chunk", [1, 22, 10**9])
+def test_the_chunked_token_loss_equals_cross_entropy_in_value_and_gradients(chunk, monkeypatch):
+    monkeypatch.setattr("model.CHUNK_LOGITS", chunk)
+    h, w = torch.randn(5, 8, requires_grad=True), torch.randn(11, 8, requires_grad=True)
+    target, scale = torch.tensor([0, 3, 10, 3, 5]), torch.rand(5)
+    loss, nll = token_loss(h, w, target, scale)
+    (3 * loss).backward()
+    fast, h.grad, w.grad = (h.grad, w.grad), None, None
+    slow = F.cross_entropy(h @ w.T, target, reduction="none")
+    (3 * (slow * scale).sum()).backward()
+    torch.testing.assert_close(nll, slow.detach())
+    torch.testing.assert_close(loss, (slow * scale).sum())
+    torch.testing.assert_close(fast, (h.grad, w.grad))
+    with torch.no_grad():
+        assert torch.equal(token_loss(h, w, target, scale)[0], loss)
+
+
+def test_the_token_loss_of_no_position_is_zero():
+    h, w = torch.randn(0, 8, requires_grad=True), torch.randn(11, 8, requires_grad=True)
+    loss, _ = token_loss(h, w, torch.empty(0, dtype=torch.int64), torch.empty(0))
+    loss.backward()
+    assert loss == 0 and not w.grad.any()
 
 
 def test_a_width_that_the_heads_do_not_divide_is_refused():

@@ -1,0 +1,276 @@
+"""Training speed: ours, its peers and the hardware's own limit, in alternation, in one run.
+
+    python -m bench.train_speed --data-dir DIR              GSM8K, 45M parameters, about 15 minutes on two CPU cores
+    python -m bench.train_speed --data-dir DIR --device cuda --batch-size 256 --scale 64 128 256 512
+
+    ours             train.fit as train.py calls it
+    language_model   the same with mask causal, lambda 0 and no decode pass: an ordinary language model, same tokens
+    packed           ours, several examples in a row
+    straightforward  bench/straightforward.py: random padded batches, dense masks, logits everywhere, .item() each step
+    llm_jepa         bench/llm_jepa.py: transformers' GPT-2, a language-model pass plus a pass for each view
+
+All train on the same examples: a round takes every k-th training question by length. Beside them the rate of large
+matrix products, and the share of it that is useful: 6 FLOPs a parameter and real token, the output layer's
+at targets only.
+
+Writes results/train_speed_<device>.json.
+"""
+
+import itertools
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bench.llm_jepa import LLMJEPA
+from bench.straightforward import plain_loss
+from config import PRESETS, Config, keep_freed_memory, opt, parse, resolve_device, run_main, write_json
+from data import Encoded, load_splits, make_batches, train_tokenizer
+from model import NanoJEPA
+from train import Processes, fit
+
+ROOT = Path(__file__).resolve().parent.parent
+WARM_UP = 2  # steps before the clock starts: allocator, first kernels, compilation
+
+
+@dataclass
+class BenchConfig(Config):
+    batch_size: int = opt(16, "examples per optimiser step", low=1)
+    rounds: int = opt(3, "rounds; every system runs once in each", low=1)
+    steps: int = opt(6, "timed steps of each system and round", low=1)
+    scale: tuple = opt(("16", "32", "64", "128"), "batch sizes of the scaling table")
+    out: str = opt("", "file to write; by default results/train_speed_<device>.json")
+
+
+# --------------------------------------------------------------------------------------------- the clocks
+
+
+def matmul_rate(device):
+    """The best rate of a large square matrix product in the precision of training -> FLOP/s."""
+    n, repeats = (8192, 20) if device.device.type == "cuda" else (2048, 5)
+    a, b = (torch.randn(n, n, device=device.device, dtype=device.dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(4):
+        device.synchronize()
+        began = time.perf_counter()
+        for _ in range(repeats):
+            a @ b
+        device.synchronize()
+        best = min(best, (time.perf_counter() - began) / repeats)
+    return 2 * n**3 / best
+
+
+def time_fit(config, data, device):
+    """Seconds of the timed steps of `train.fit` on the Encoded `data`."""
+    torch.manual_seed(config.seed)
+    model = NanoJEPA(config)
+    model.tokenizer = data.tokenizer
+    n, batches = make_batches(data, config)
+    silent, stamps, done = Processes(device.device), [], itertools.count(1)
+    silent.main = False  # no bar, no log, no checkpoint
+
+    def stamp():
+        if next(done) in (WARM_UP, total):
+            device.synchronize()
+            stamps.append(time.perf_counter())
+
+    total = WARM_UP + n  # the warm-up takes the epoch's first steps, then comes the whole epoch
+    again = lambda epoch, k: batches(0, (k - WARM_UP) % n)  # noqa: E731
+    config = replace(config, epochs=1, log_every=10**9, save_every=10**9)
+    fit(model, total, again, config, after_step=stamp, processes=silent, device=device)
+    return stamps[1] - stamps[0]
+
+
+def time_plain(model, loss, data, config, device):
+    """Seconds of one epoch in random order of the plain loop; `loss(model, pairs)` -> (loss, terms)."""
+    keep_freed_memory(False)  # which `fit` has switched on
+    model.to(device.device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    rows = [row.tolist() for row in np.split(data.tokens, data.start[1:])]
+    pairs = [(row[:n], row[n + 2 : -1]) for row, n in zip(rows, data.n.tolist(), strict=True)]
+    order = np.random.default_rng(config.seed).permutation(len(pairs))
+    chunks = [order[i : i + config.batch_size] for i in range(0, len(order), config.batch_size)]
+    for step, chunk in enumerate([*chunks[:WARM_UP], *chunks]):
+        if step == WARM_UP:
+            device.synchronize()
+            began = time.perf_counter()
+        with device.autocast():
+            value, terms = loss(model, [pairs[i] for i in chunk])
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        _ = {name: term.item() for name, term in terms.items()}
+    device.synchronize()
+    return time.perf_counter() - began
+
+
+def useful_flops(model, data):
+    """FLOPs that one epoch over `data` needs: 6 a parameter and token that takes part, nothing for padding.
+
+    The trunk sees question, answer view and decode pass; the output layer only positions with a target."""
+    trunk = sum(p.numel() for p in model.trunk.parameters() if p.dim() == 2)
+    seen, targets = data.length.sum() + (data.m + 1).sum(), (data.n - 1).sum() + (data.m + 1).sum()
+    return 6.0 * (trunk * seen + model.embed.weight.numel() * targets + model.latent_in.weight.numel() * len(data))
+
+
+def subset(data, size, shift):
+    """`size` examples spread evenly over the lengths of `data`, others for each `shift` -> Encoded."""
+    order = np.argsort(data.length, kind="stable")
+    picked = order[(np.arange(size) * len(order) // size + 7 * shift) % len(order)]
+    return Encoded([data.examples[i] for i in picked], data.tokenizer, data.block_size, isolated=data.isolated)
+
+
+def peak_memory(device, function):
+    """Run `function` -> (its result, GiB at most in use): allocated by torch on a GPU, resident on Linux, else None."""
+    if device.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return function(), torch.cuda.max_memory_allocated() / 2**30
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+        result = function()
+        line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
+        return result, int(line.split()[1]) / 2**20
+    except OSError:
+        return function(), None
+
+
+def startup(config):
+    """Seconds from `python train.py` to its first logged step, in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        changed = {name: value for name, value in asdict(config).items()
+                   if name in asdict(Config()) and value != getattr(Config(), name)}  # fmt: skip
+        changed |= {"run": folder, "max_steps": 1, "final_eval": False, "log_every": 1}
+        words = [f"--{k.replace('_', '-')}={v}" for k, v in changed.items()
+                 if not isinstance(v, bool) and k not in ("vocab_size", "system")]  # fmt: skip
+        words += [f"--{'' if v else 'no-'}{k.replace('_', '-')}" for k, v in changed.items() if isinstance(v, bool)]
+        began = time.perf_counter()
+        process = subprocess.Popen(
+            [sys.executable, ROOT / "train.py", *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        log = Path(folder) / "log.jsonl"
+        while not (log.is_file() and log.stat().st_size) and process.poll() is None:
+            time.sleep(0.02)
+        seconds = time.perf_counter() - began
+        if not log.is_file() or not log.stat().st_size:
+            sys.exit(f"error: train.py did not start: {process.stderr.read()}")
+        process.kill()
+        process.wait()
+        return seconds
+
+
+# ------------------------------------------------------------------------------------------------ main
+
+
+def spread(values):
+    """list of floats -> median, least and greatest."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def hardware(device):
+    """What the figures were measured on."""
+    if device.device.type == "cuda":
+        return torch.cuda.get_device_name(device.device)
+    return f"{torch.get_num_threads()} threads, {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def main():
+    config, _ = parse(BenchConfig, PRESETS, __doc__.split("\n\n")[0])
+    device = resolve_device(config.device, config.precision)
+    splits = load_splits(config)
+    tokenizer = train_tokenizer(config.tokenizer, splits["train"])
+    began = time.perf_counter()
+    data = Encoded(splits["train"], tokenizer, config.block_size)
+    for split in ("val", "test"):
+        Encoded(splits[split], tokenizer, config.block_size)
+    tokenised = time.perf_counter() - began
+    config = replace(config, vocab_size=tokenizer.n_vocab)
+    causal = replace(config, mask="causal", jepa_weight=0.0, decode_weight=0.0, decode_pred_weight=0.0)
+    plain = replace(config, decode_noise=0.0)
+
+    def fresh(cls, *args):
+        torch.manual_seed(config.seed)
+        return cls(*args)
+
+    def straightforward(part):
+        model = fresh(NanoJEPA, plain)
+        model.tokenizer = tokenizer
+        return time_plain(model, plain_loss, part, config, device)
+
+    systems = {
+        "ours": lambda part: time_fit(config, part, device),
+        "language_model": lambda part: time_fit(
+            causal, Encoded(part.examples, tokenizer, part.block_size, isolated=False), device
+        ),
+        "packed": lambda part: time_fit(replace(config, batching="packed"), part, device),
+        "straightforward": straightforward,
+        "llm_jepa": lambda part: time_plain(fresh(LLMJEPA, config, tokenizer), LLMJEPA.loss, part, config, device),
+    }
+    if config.compile:
+        systems["eager"] = lambda part: time_fit(replace(config, compile=False), part, device)
+    model = fresh(NanoJEPA, config)
+    rates, share, product = {name: [] for name in systems}, {name: [] for name in systems}, []
+    for i in range(config.rounds):
+        part = subset(data, config.steps * config.batch_size, i)
+        product.append(matmul_rate(device))
+        for name, run in systems.items():
+            seconds = run(part)
+            rates[name].append(len(part) / seconds)
+            share[name].append(useful_flops(model, part) / seconds / product[-1])
+            print(f"round {i + 1}  {name:<16}{rates[name][-1]:9.2f} examples/s", flush=True)
+
+    scaling = []
+    for size in map(int, config.scale):
+        part = subset(data, 2 * size, 0)
+        run = partial(time_fit, replace(config, batch_size=size), part, device)
+        seconds, memory = peak_memory(device, run)
+        tokens = float(part.length.mean() * size)
+        scaling.append({"batch_size": size, "tokens": tokens, "examples_per_second": len(part) / seconds,
+                        "peak_memory_gib": memory})  # fmt: skip
+
+    result = {
+        "hardware": hardware(device), "device": device.why, "torch": torch.__version__, "n_params": model.n_params(),
+        "batch_size": config.batch_size, "rounds": config.rounds, "examples_a_round": config.steps * config.batch_size,
+        "tokens_per_example": float(data.length.mean()),
+        "matmul_gflops": {k: v / 1e9 for k, v in spread(product).items()},
+        "examples_per_second": {name: spread(v) for name, v in rates.items()},
+        "ours_over": {name: spread([a / b for a, b in zip(rates["ours"], v, strict=True)])
+                      for name, v in rates.items() if name != "ours"},
+        "useful_share": {name: spread(v) for name, v in share.items()},
+        "time_over_language_model": spread(
+            [b / a for a, b in zip(rates["ours"], rates["language_model"], strict=True)]),
+        "scaling": scaling, "startup_seconds": startup(config), "tokenise_seconds": tokenised,
+    }  # fmt: skip
+    print(f"\n{result['hardware']}: {model.n_params() / 1e6:.1f}M parameters, batches of {config.batch_size}, "
+          f"medians of {config.rounds} rounds (least to greatest)\n")  # fmt: skip
+    print(f"{'':<18}{'examples/s':>24}{'ours is faster by':>26}{'of the product rate':>22}")
+    for name in systems:
+        rate, used = result["examples_per_second"][name], result["useful_share"][name]
+        line = f"{name:<18}{rate['median']:10.2f} ({rate['min']:.2f} to {rate['max']:.2f})"
+        if name != "ours":
+            over = result["ours_over"][name]
+            line += f"{over['median']:10.2f}x ({over['min']:.2f} to {over['max']:.2f})"
+        print(f"{line:<68}{used['median']:>10.0%}")
+    rate = result["matmul_gflops"]
+    print(f"matrix products   {rate['median']:,.0f} GFLOP/s ({rate['min']:,.0f} to {rate['max']:,.0f})\n")
+    print(f"{'batch':>8}{'tokens':>10}{'examples/s':>14}{'peak memory, GiB':>20}")
+    for row in scaling:
+        memory = "-" if row["peak_memory_gib"] is None else f"{row['peak_memory_gib']:.2f}"
+        print(f"{row['batch_size']:>8}{row['tokens']:>10,.0f}{row['examples_per_second']:>14.2f}{memory:>20}")
+    print(f"\nfirst step after {result['startup_seconds']:.1f} s; the data set tokenised in {tokenised:.2f} s")
+    path = Path(config.out or ROOT / "results" / f"train_speed_{device.device.type}.json")
+    write_json(path, result)
+    print(f"wrote {os.path.relpath(path)}")
+
+
+if __name__ == "__main__":
+    run_main(main)
