@@ -318,6 +318,8 @@ def resolve_device(name="auto", precision="auto"):
         torch.set_float32_matmul_precision("high")
     else:
         best, label = ("fp32", "no fast half precision here"), device.type
+    if device.type == "cpu":
+        keep_freed_memory()
     if precision != "auto":
         if device.type != "cuda" and precision != "fp32":
             raise UserError(

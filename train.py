@@ -36,7 +36,6 @@ from config import (
     UserError,
     atomic,
     from_dict,
-    keep_freed_memory,
     parse,
     resolve_device,
     run_main,
@@ -180,7 +179,6 @@ def fit(model, steps_per_epoch, batches, config, *, validate=None, after_step=No
     device = device or resolve_device(config.device, config.precision)
     processes = processes or Processes(device.device)
     run = Path(config.run)
-    keep_freed_memory(device.device.type == "cpu")
     model.to(device.device)
     optimizer = make_optimizer(model, config)
     scaler = torch.amp.GradScaler(device.device.type, enabled=device.dtype is torch.float16)

@@ -9,9 +9,9 @@
     straightforward  bench/straightforward.py: random padded batches, dense masks, logits everywhere, .item() each step
     llm_jepa         bench/llm_jepa.py: transformers' GPT-2, a language-model pass plus a pass for each view
 
-All train on the same examples: a round takes every k-th training question by length. Beside them the rate of large
-matrix products, and the share of it that is useful: 6 FLOPs a parameter and real token, the output layer's
-at targets only.
+All train on the same examples: those of real optimiser steps of ours, from short to long questions. Beside them the
+rate of large matrix products, and the share of it that is useful: 6 FLOPs a parameter and real token, the output
+layer's at targets only.
 
 Writes results/train_speed_<device>.json.
 """
@@ -34,7 +34,7 @@ import torch
 from bench.llm_jepa import LLMJEPA
 from bench.straightforward import plain_loss
 from config import PRESETS, Config, keep_freed_memory, opt, parse, resolve_device, run_main, write_json
-from data import Encoded, load_splits, make_batches, train_tokenizer
+from data import Encoded, epoch_order, load_splits, make_batches, train_tokenizer
 from model import NanoJEPA
 from train import Processes, fit
 
@@ -92,7 +92,7 @@ def time_fit(config, data, device):
 
 def time_plain(model, loss, data, config, device):
     """Seconds of one epoch in random order of the plain loop; `loss(model, pairs)` -> (loss, terms)."""
-    keep_freed_memory(False)  # which `fit` has switched on
+    keep_freed_memory(False)  # resolve_device has switched it on; it is none of the plain way
     model.to(device.device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     rows = [row.tolist() for row in np.split(data.tokens, data.start[1:])]
@@ -111,7 +111,9 @@ def time_plain(model, loss, data, config, device):
         optimizer.zero_grad()
         _ = {name: term.item() for name, term in terms.items()}
     device.synchronize()
-    return time.perf_counter() - began
+    seconds = time.perf_counter() - began
+    keep_freed_memory(device.device.type == "cpu")
+    return seconds
 
 
 def useful_flops(model, data):
@@ -123,10 +125,10 @@ def useful_flops(model, data):
     return 6.0 * (trunk * seen + model.embed.weight.numel() * targets + model.latent_in.weight.numel() * len(data))
 
 
-def subset(data, size, shift):
-    """`size` examples spread evenly over the lengths of `data`, others for each `shift` -> Encoded."""
-    order = np.argsort(data.length, kind="stable")
-    picked = order[(np.arange(size) * len(order) // size + 7 * shift) % len(order)]
+def subset(data, config, n, epoch):
+    """The examples of `n` real optimiser steps of an epoch, evenly spread from short to long questions -> Encoded."""
+    steps = sorted(epoch_order(data.length, config.batch_size, config.seed, epoch), key=lambda i: data.length[i].sum())
+    picked = np.concatenate([steps[(2 * k + 1) * len(steps) // (2 * n)] for k in range(n)])
     return Encoded([data.examples[i] for i in picked], data.tokenizer, data.block_size, isolated=data.isolated)
 
 
@@ -219,19 +221,21 @@ def main():
         systems["eager"] = lambda part: time_fit(replace(config, compile=False), part, device)
     model = fresh(NanoJEPA, config)
     rates, share, product = {name: [] for name in systems}, {name: [] for name in systems}, []
+    time_fit(config, subset(data, config, 2, 0), device)  # the process itself is cold only once
     for i in range(config.rounds):
-        part = subset(data, config.steps * config.batch_size, i)
+        part = subset(data, config, config.steps, i)
         product.append(matmul_rate(device))
-        for name, run in systems.items():
-            seconds = run(part)
+        for name in list(systems)[:: 1 if i % 2 == 0 else -1]:  # there and back: whoever runs first, runs last next
+            seconds = systems[name](part)
             rates[name].append(len(part) / seconds)
             share[name].append(useful_flops(model, part) / seconds / product[-1])
             print(f"round {i + 1}  {name:<16}{rates[name][-1]:9.2f} examples/s", flush=True)
 
     scaling = []
     for size in map(int, config.scale):
-        part = subset(data, 2 * size, 0)
-        run = partial(time_fit, replace(config, batch_size=size), part, device)
+        scaled = replace(config, batch_size=size)
+        part = subset(data, scaled, 2, 0)
+        run = partial(time_fit, scaled, part, device)
         seconds, memory = peak_memory(device, run)
         tokens = float(part.length.mean() * size)
         scaling.append({"batch_size": size, "tokens": tokens, "examples_per_second": len(part) / seconds,
