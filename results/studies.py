@@ -54,6 +54,9 @@ LEAK = {
 LAMBDA = {f"words, {x}": f"{WORDS} --jepa-weight {x}" for x in LAMBDAS} | {
     f"gsm8k, {x}": f"{GSM8K} --jepa-weight {x}" for x in LAMBDAS
 }
+LAMBDA_45M = {
+    f"gsm8k, {x}": f"--epochs 5 --batch-size 64 --no-final-eval --jepa-weight {x}" for x in LAMBDAS
+}  # a GPU's
 COLLAPSE = {
     "stop-gradient": SHORT,
     "EMA target": f"{SHORT} --target ema",
@@ -74,7 +77,12 @@ SPACE = {
     "language model": f"{WORDS} {LANGUAGE_MODEL}",
     "language model, worked solution": f"{WORDS} {LANGUAGE_MODEL} --answer-view solution --max-new-tokens 32",
 }
-STUDIES = {"leak": LEAK, "lambda": LAMBDA, "space": SPACE, "collapse": COLLAPSE}
+STUDIES = {"leak": LEAK, "lambda": LAMBDA, "space": SPACE, "collapse": COLLAPSE, "lambda-45m": LAMBDA_45M}
+ON_A_CPU = ("leak", "lambda", "space", "collapse", "similar")  # what `all` means
+
+
+def part_of(options):
+    return "words" if "--preset quick" in options else "gsm8k"
 
 
 def folder_of(options, seed):
@@ -94,7 +102,7 @@ def command(options, seed, args):
         "--device",
         args.device,
     ]
-    if "gsm8k" in options and args.data_dir:
+    if part_of(options) == "gsm8k" and args.data_dir:
         words += ["--data-dir", args.data_dir]
     return words, parse(Config, PRESETS, "", words)[0]
 
@@ -136,18 +144,18 @@ def measure(options, seed, args):
         return json.loads(kept.read_text())
     device = resolve_device(args.device)
     model = load_run(folder, device.device)
-    splits = load_splits(replace(model.config, data_dir=args.data_dir) if "gsm8k" in options else model.config)
+    splits = load_splits(replace(model.config, data_dir=args.data_dir) if part_of(options) == "gsm8k" else model.config)
     result = accuracy(model, splits["test"], splits["train"])[0] | alignment(model, splits["test"])[0]
     # the training forward pass itself, on the test split: under mask none the prediction has the answer before it
     isolated, view = model.config.mask != "causal", model.config.answer_view
     test = Encoded(splits["test"], model.tokenizer, model.config.block_size, "test", isolated, view)
     result |= {f"forward_{name}": v for name, v in validation_loss(model, test, model.config, device).items()}
-    summary, (lines, checks) = json.loads((folder / "summary.json").read_text()), read_log(folder)
+    summary, (_, checks) = json.loads((folder / "summary.json").read_text()), read_log(folder)
     result |= {name: summary[name] for name in ("n_params", "steps", "train_seconds")}
+    passes = (model.config.decode_weight > 0) + (model.config.decode_pred_weight > 0)
+    tokens = test.length.mean() + passes * (test.m + 1).mean()  # an example's, in both passes
+    result["flops_per_example"] = 6.0 * summary["n_params"] * float(tokens)
     size = model.config.batch_size
-    tokens = sum(x["tokens_per_second"] * (x["seconds"] - past) for x, past in
-                 zip(lines, [0.0, *(x["seconds"] for x in lines)], strict=False))  # fmt: skip
-    result["training_tokens"] = tokens
     result["curve"] = [{"examples": x["step"] * size, "exact_match": x["val_exact_match"]}
                        for x in checks if "val_exact_match" in x]  # fmt: skip
     write_json(kept, result)
@@ -260,7 +268,7 @@ def print_table(table):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("study", choices=[*STUDIES, "all"])
+    parser.add_argument("study", choices=[*STUDIES, "similar", "all"])
     parser.add_argument("--data-dir", default="", help="GSM8K as DIR/train.jsonl and DIR/test.jsonl")
     parser.add_argument("--only", choices=("words", "gsm8k"), help="one part of a study")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
@@ -268,22 +276,26 @@ def main():
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
 
-    for study in STUDIES if args.study == "all" else [args.study]:
-        runs = {
-            name: o for name, o in STUDIES[study].items() if args.only in (None, "gsm8k" if "gsm8k" in o else "words")
-        }
+    for study in ON_A_CPU if args.study == "all" else [args.study]:
+        if study == "similar":
+            jobs = [
+                LAMBDA[f"{part}, {x}"] for part, x in (("words", "4"), ("words", "0"), ("gsm8k", "1"), ("gsm8k", "0"))
+            ]
+        else:
+            jobs = list(STUDIES[study].values())
+        jobs = [o for o in jobs if args.only in (None, part_of(o))]
         with ThreadPoolExecutor(args.jobs) as pool:
-            list(pool.map(lambda job: train(*job, args), [(o, s) for s in args.seeds for o in runs.values()]))
-        table = {
-            name: {"options": o} | summarise([measure(o, s, args) for s in args.seeds]) for name, o in runs.items()
-        }
-        print_table(table)
+            list(pool.map(lambda job: train(*job, args), [(o, s) for s in args.seeds for o in jobs]))
+        if study == "similar":
+            table = similar_questions(args)
+        else:
+            table = {name: {"options": o} | summarise([measure(o, s, args) for s in args.seeds])
+                     for name, o in STUDIES[study].items() if o in jobs}  # fmt: skip
+            print_table(table)
         path = ROOT / "results" / f"{study}.json"
         if args.only and path.is_file():  # the other part stays
             table = json.loads(path.read_text())["runs"] | table
-        write_json(
-            path, {"seeds": list(args.seeds), "runs": {name: table[name] for name in STUDIES[study] if name in table}}
-        )
+        write_json(path, {"seeds": list(args.seeds), "runs": table})
 
 
 if __name__ == "__main__":
