@@ -76,6 +76,7 @@ class LoopConfig:
     precision: str = opt("auto", "matrix products in", ("auto", "fp32", "bf16", "fp16"))
     compile: bool = opt(False, "torch.compile the model; pays on long GPU runs")
     # logging
+    eval_every: int = opt(0, "steps between validations; one also follows each epoch (0: only those)", low=0)
     log_every: int = opt(10, "steps between log lines, the only steps that wait for the device", low=1)
     save_every: int = opt(200, "steps between checkpoints; one is also written after each epoch", low=1)
 
@@ -92,7 +93,12 @@ class Config(LoopConfig):
         "word problems: 1 one step, small, 2 one step to 999, 3 two steps, 4 two steps with distractors",
         (1, 2, 3, 4),
     )
+    variants: int = opt(
+        0, "GSM8K: variants of each training question with other numbers, through its calculations", low=0
+    )
     n_train: int = opt(50_000, "word problems: training problems generated", low=1)
+    answer_view: str = opt("answer", "the answer view holds the answer, or the worked solution (--mask causal only)",
+                           ("answer", "solution"))  # fmt: skip
     tokenizer: str = opt("gpt2", "gpt2 (tiktoken) or bpe:N, trained on the training split with N entries")
     batching: str = opt("grouped", "grouped: rows of one example, like lengths together; packed: rows of several",
                         ("grouped", "packed"))  # fmt: skip
@@ -124,7 +130,8 @@ class Config(LoopConfig):
     vicreg_cov: float = opt(0.0, "weight of VICReg's covariance term on z and z_hat", low=0.0)
     sigreg: float = opt(0.0, "weight of LeJEPA's SIGReg on z and z_hat", low=0.0)
     # evaluation
-    max_new_tokens: int = opt(16, "longest answer that is decoded", low=1)
+    max_new_tokens: int = opt(16, "longest answer that is decoded, in tokens", low=1)
+    val_accuracy: bool = opt(False, "each validation also decodes its questions: val_exact_match in log.jsonl")
     final_eval: bool = opt(True, "measure the test split when training ends")
 
     # Filled in by train.py, never from the command line: the tokenizer decides it.

@@ -1,6 +1,7 @@
 """Questions and answers: where they come from, how they become tokens, how tokens become batches.
 
-An example is a question and its final answer; the model never sees a chain of thought.
+An example is a question and its final answer; nanoJEPA never sees a chain of thought. (Its baseline, an ordinary
+language model, may: `answer_view = solution` puts the worked solution where the answer stands.)
 
     question  "Tom has 12 pears. Ana gives Tom 7 more pears. How many pears does Tom have?"
     answer    "19"
@@ -18,8 +19,10 @@ Shapes: B rows, T tokens a row, N examples, M longest answer in tokens, K positi
 import json
 import random
 import re
-from dataclasses import dataclass, fields
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass, field, fields
 from decimal import Decimal, InvalidOperation
+from fractions import Fraction
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -34,11 +37,13 @@ VAL_SEED = 0  # fixed: every run sets aside the same ones, whatever its --seed
 
 @dataclass(frozen=True)
 class Example:
-    """`ops` are the operations of the solution in order, one character of + - * / each; "" if unknown."""
+    """`ops` are the operations of the solution in order, one character of + - * / each; "" if unknown.
+    `solution` is the worked solution, ending in "#### answer", with GSM8K's <<48/2=24>> annotations if any."""
 
     question: str
     answer: str
     ops: str = ""
+    solution: str = field(default="", compare=False, repr=False)
 
 
 # ------------------------------------------------------------------------------------- answers and GSM8K
@@ -69,6 +74,99 @@ def solution_ops(text):
     return "".join(op for calc in re.findall(r"<<([^=>]*)=", text) for op in re.findall(r"(?<=[\d.)%])[-+*/]", calc))
 
 
+def answer_text(example, view):
+    """What the answer view holds: the final answer, or the worked solution without calculator annotations."""
+    return example.answer if view == "answer" else re.sub(r"<<[^>]*>>", "", example.solution)
+
+
+_PLAIN = r"(?<![\w.,/:-])\d+(?:,\d{3})*(?:\.\d+)?(?![\w%/:-]|[.,]\d)"  # a quantity: no 2nd, 5k, 20%, 1/2, 7:30
+
+
+_CALC = r"<<([^=<>]+)=([^<>]+)>>"
+_NUM = r"\d+(?:,\d{3})*(?:\.\d+)?"
+_OPERAND = r"\d+\.?\d*|\.\d+"
+
+
+def _value(text):
+    return Fraction(text.replace(",", ""))
+
+
+def _evaluate(expression):
+    """'(5+4)/3' -> Fraction, or None if it is anything but arithmetic on plain numbers."""
+    if not re.fullmatch(r"[\d\s+\-*/().]+", expression):
+        return None
+    try:
+        return eval(re.sub(_OPERAND, lambda m: f"F('{m[0]}')", expression), {"__builtins__": {}, "F": Fraction})
+    except (ArithmeticError, SyntaxError, TypeError, ValueError):
+        return None
+
+
+def quantities(text):
+    """The plain numbers of a text as Fractions: neither 2nd nor 5k, 20%, 1/2 or 7:30."""
+    return [_value(x) for x in re.findall(_PLAIN, text)]
+
+
+def resample(example, rng, pool, tries=30):
+    """A GSM8K example, a random.Random, a sorted pool of values -> the example with other numbers, or None.
+
+    The <<48/2=24>> annotations of the solution are its computation graph. Every quantity of the question that the graph
+    uses gets a value of the pool within a factor of two, the graph is evaluated again, and the numbers of question and
+    solution are replaced. Refused are questions whose graph is not plain arithmetic, does not give the answer, or
+    leaves open where an operand comes from; and draws whose results change sign or stop being whole numbers.
+    """
+    calcs = [(left, _evaluate(left), _evaluate(right)) for left, right in re.findall(_CALC, example.solution)]
+    answer = _evaluate(example.answer.lstrip("-"))
+    if not calcs or any(a is None or a != b for _, a, b in calcs) or answer != calcs[-1][1]:
+        return None
+    operands = [[_value(x) for x in re.findall(_OPERAND, left)] for left, *_ in calcs]
+    given = set(quantities(example.question))
+    every = {_value(x) for x in re.findall(_NUM, example.question)}
+    results = [b for _, _, b in calcs]
+    used = sorted({x for row in operands for x in row if x in given})
+    if not used or given & set(results) or len(set(results)) < len(results) or (every - given) & set(used):
+        return None  # an operand could come from two places
+    for _ in range(tries):
+        near = {x: pool[bisect_left(pool, x / 2) : bisect_right(pool, 2 * x)] for x in used}
+        new = {x: rng.choice([y for y in near[x] if y.denominator <= x.denominator and y > 1] or [x]) if x > 1 else x
+               for x in used}  # fmt: skip
+        for (left, _, old), row in zip(calcs, operands, strict=True):
+            numbers = iter(new.get(x, x) for x in row)
+            value = _evaluate(re.sub(_OPERAND, lambda m: _show(next(numbers)) or "?", left))  # noqa: B023
+            if value is None or value <= 0 or (value * (1 if old.denominator == 1 else 100)).denominator > 1:
+                break
+            new[old] = value
+        else:
+            constants = {x for row in operands for x in row} - set(new)
+            if len(set(new.values())) < len(new) or constants & set(new.values()):
+                continue  # two quantities became one: the text would be ambiguous
+            swap = lambda m: _show(new[v], "," in m[0]) if (v := _value(m[0])) in new else m[0]  # noqa: E731, B023
+            solution = re.sub(_NUM, swap, example.solution)
+            question = re.sub(_PLAIN, swap, example.question)
+            if all(_evaluate(a) == _evaluate(b) for a, b in re.findall(_CALC, solution)):  # ".5" reads as a 5, say
+                return Example(question, parse_answer(solution), example.ops, solution)
+    return None
+
+
+def variants(examples, n, seed=0):
+    """n times every example that `resample` can vary, with other numbers each time; told, how many it cannot."""
+    if not n:
+        return []
+    rng = random.Random(f"variants {seed}")
+    pool = sorted(x for e in examples for x in quantities(e.question))  # with repeats: round numbers stay common
+    found = [[resample(e, rng, pool) for e in examples] for _ in range(n)]
+    new = [e for row in found for e in row if e]
+    able = sum(any(row[i] for row in found) for i in range(len(examples)))
+    print(f"{len(new):,} variants with other numbers, of {able:,} of {len(examples):,} training questions")
+    return new
+
+
+def _show(x, commas=False):
+    """Fraction -> '12', '1,200' or '2.5'; "" if it needs more than two decimals."""
+    if x.denominator == 1:
+        return f"{int(x):,}" if commas else str(int(x))
+    return f"{float(x):.2f}" if (x * 100).denominator == 1 else ""
+
+
 def _examples(rows, where):
     """(line number, row) pairs -> examples. Rows without an answer are counted and told, never hidden."""
     examples, skipped = [], []
@@ -79,7 +177,9 @@ def _examples(rows, where):
         if answer is None:
             skipped.append(line)
         else:
-            examples.append(Example(row["question"].strip(), answer, solution_ops(row["answer"])))
+            examples.append(
+                Example(row["question"].strip(), answer, solution_ops(row["answer"]), row["answer"].strip())
+            )
     if skipped:
         shown = ", ".join(map(str, skipped[:5])) + (", …" if len(skipped) > 5 else "")
         print(
@@ -138,8 +238,9 @@ def load_splits(config):
         train, test = load_hub_gsm8k()
     order = np.random.default_rng(VAL_SEED).permutation(len(train))
     n_val = min(N_VAL, len(train) // 5)  # a small file of one's own keeps at least four fifths for training
+    kept = [train[i] for i in sorted(order[n_val:])]
     return {
-        "train": [train[i] for i in sorted(order[n_val:])],
+        "train": kept + variants(kept, config.variants, config.seed),
         "val": [train[i] for i in sorted(order[:n_val])],
         "test": test,
     }
@@ -264,7 +365,8 @@ def word_problems(split, n, difficulty=1, seed=0):
             where = rng.randrange(len(sentences) + 1)
             sentences.insert(where, rng.choice(DISTRACTOR).format(d=rng.randint(2, 60), **words))
         question = " ".join([*sentences, rng.choice(telling(ASK[ask], named)).format(**words)])
-        return Example(question, str(result), "".join(op for op, *_ in steps))
+        worked = " ".join(f"{a} {op} {b} = {c}." for op, a, b, c in steps)
+        return Example(question, str(result), "".join(op for op, *_ in steps), f"{worked} #### {result}")
 
     return [problem() for _ in range(n)]
 
@@ -387,7 +489,7 @@ class BPETokenizer(Tokenizer):
             self.bpe.save(str(path))
 
 
-def train_tokenizer(name, examples):
+def train_tokenizer(name, examples, answer_view="answer"):
     """`gpt2`, or `bpe:N` trained on the examples -> Tokenizer."""
     if name == "gpt2":
         return GPT2Tokenizer()
@@ -397,7 +499,7 @@ def train_tokenizer(name, examples):
             f"--tokenizer {name}: wants gpt2, or bpe:N with N >= 340 "
             "(256 bytes, 80 digits at their places, 4 special tokens)"
         )
-    return BPETokenizer.train((text for e in examples for text in (e.question, e.answer)), int(size))
+    return BPETokenizer.train((text for e in examples for text in (e.question, answer_text(e, answer_view))), int(size))
 
 
 def load_tokenizer(name, folder):
@@ -472,10 +574,10 @@ def _ranges(starts, lengths):
 class Encoded:
     """A split as one contiguous array of token ids; batches are cut from it without a Python loop over examples."""
 
-    def __init__(self, examples, tokenizer, block_size, where="data", isolated=True):
+    def __init__(self, examples, tokenizer, block_size, where="data", isolated=True, answer_view="answer"):
         """Examples that do not fit `block_size` are left out, counted and told; `isolated` views count from 0."""
         questions = tokenizer.encode([e.question for e in examples])
-        answers = tokenizer.encode([e.answer for e in examples])
+        answers = tokenizer.encode([answer_text(e, answer_view) for e in examples])
         fits = [len(q) + len(a) + 3 <= block_size for q, a in zip(questions, answers, strict=True)]
         if not all(fits):
             longest = max(len(q) + len(a) + 3 for q, a in zip(questions, answers, strict=True))

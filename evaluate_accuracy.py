@@ -22,13 +22,18 @@ from scipy.stats import binomtest
 from tqdm import tqdm
 
 from config import EvalConfig, atomic, parse, resolve_device, run_main, write_json
-from data import load_splits, same_answer
+from data import load_splits, parse_answer, same_answer
 from model import load_run
 
 
 def wilson(hits, n):
     """95% Wilson score interval of a share: hits of n -> [low, high] (Wilson 1927)."""
     return list(binomtest(int(hits), n).proportion_ci(method="wilson")) if n else [0.0, 1.0]
+
+
+def final_answer(model, text):
+    """What the model wrote -> its answer: all of it, or what follows the #### of a worked solution ("" if none)."""
+    return (parse_answer(text) or "") if model.config.answer_view == "solution" else text
 
 
 def by_length(model, questions, batch_size, progress=None):
@@ -67,7 +72,11 @@ def accuracy(model, examples, train_examples, answers=None, batch_size=64, progr
         nearest, own = similarity.argmax(-1).tolist(), similarity.tolist()
         for b, i in enumerate(index):
             cosine = own[b][column[examples[i].answer]]
-            rows[i] |= {"prediction": decoded[b], "nearest": candidates[nearest[b]], "cosine": round(cosine, 4)}
+            rows[i] |= {
+                "prediction": final_answer(model, decoded[b]),
+                "nearest": candidates[nearest[b]],
+                "cosine": round(cosine, 4),
+            }
 
     n, gold = len(examples), [e.answer for e in examples]
     hits = {name: sum(same_answer(row[key], row["gold"]) for row in rows)

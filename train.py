@@ -41,7 +41,7 @@ from config import (
     run_main,
     write_json,
 )
-from data import Encoded, load_splits, load_tokenizer, make_batches, ordered_batches, train_tokenizer
+from data import Encoded, load_splits, load_tokenizer, make_batches, ordered_batches, same_answer, train_tokenizer
 from model import NanoJEPA, jepa_mask
 
 # ------------------------------------------------------------------------------------------ small pieces
@@ -295,7 +295,7 @@ def fit(model, steps_per_epoch, batches, config, *, validate=None, after_step=No
                 bar.set_postfix_str(", ".join([*shown, f"lr {rate:.1e}", f"{last['tokens_per_second']:,.0f} tok/s"]))
                 window.clear()
                 mark, window_steps, pause = time.perf_counter(), 0, 0.0
-            if ends_epoch and validate:
+            if validate and (ends_epoch or (config.eval_every and step % config.eval_every == 0)):
                 pausing = time.perf_counter()
                 validation = {f"val_{name}": v for name, v in validate(model).items()}
                 log(step=step, epoch=round(step / steps_per_epoch, 3), **validation)
@@ -401,6 +401,19 @@ def validation_loss(model, data, config, device):
     return {name: float(v) for name, v in total.items()}
 
 
+def validation_accuracy(model, examples):
+    """Exact match of what the model decodes, a share; without the nearest-latent read-out and its candidates."""
+    from evaluate_accuracy import by_length, final_answer
+
+    model.eval()
+    hits = 0
+    for index in by_length(model, [e.question for e in examples], 64):
+        given = model.answer([examples[i].question for i in index])
+        hits += sum(same_answer(final_answer(model, x), examples[i].answer) for x, i in zip(given, index, strict=True))
+    model.train()
+    return hits / len(examples)
+
+
 def final_evaluation(model, examples, train_examples):
     """The test split: exact match, retrieval and cosines beside their controls -> dict for summary.json."""
     from eval_alignment import alignment
@@ -418,6 +431,8 @@ def final_evaluation(model, examples, train_examples):
 
 def main():
     config, given = parse(Config, PRESETS, __doc__.split("\n\n")[0])
+    if config.answer_view == "solution" and config.mask != "causal":
+        raise UserError("--answer-view solution shows the worked solution: it wants --mask causal, the language model")
     config = open_run(config, given, Config)
     device = resolve_device(config.device, config.precision)
     processes = Processes(device.device)
@@ -427,11 +442,15 @@ def main():
     began = time.perf_counter()
     splits = load_splits(config)
     tokenizer = (
-        load_tokenizer(config.tokenizer, run) if config.resume else train_tokenizer(config.tokenizer, splits["train"])
+        load_tokenizer(config.tokenizer, run)
+        if config.resume
+        else train_tokenizer(config.tokenizer, splits["train"], config.answer_view)
     )
     config = replace(config, vocab_size=tokenizer.n_vocab)
     isolated = config.mask != "causal"
-    train, val = (Encoded(splits[s], tokenizer, config.block_size, s, isolated) for s in ("train", "val"))
+    train, val = (
+        Encoded(splits[s], tokenizer, config.block_size, s, isolated, config.answer_view) for s in ("train", "val")
+    )
     if min(config.batch_size, len(train)) < processes.world * config.grad_accum:
         raise UserError(
             f"a batch of {min(config.batch_size, len(train))} is less than an example for each of the "
@@ -456,8 +475,15 @@ def main():
 
     if processes.main and not config.resume:
         clear_run(run)
-    summary = fit(model, steps_per_epoch, batches, config, validate=lambda m: validation_loss(m, val, config, device),
-                  after_step=model.update_target, processes=processes, device=device)  # fmt: skip
+
+    def validate(model):
+        found = validation_loss(model, val, config, device)
+        if config.val_accuracy:
+            found["exact_match"] = validation_accuracy(model, val.examples)
+        return found
+
+    summary = fit(model, steps_per_epoch, batches, config, validate=validate, after_step=model.update_target,
+                  processes=processes, device=device)  # fmt: skip
     if processes.main:
         plot_curves(run)
         summary = {"n_params": model.n_params(), **summary, "device": device.why, "torch": torch.__version__}

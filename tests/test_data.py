@@ -6,10 +6,12 @@ What the fast code computes with index arithmetic is checked against loops over 
 import hashlib
 import json
 import os
+import random
 import re
 import subprocess
 import sys
 from collections import Counter
+from fractions import Fraction
 from functools import cache
 from types import SimpleNamespace
 
@@ -21,6 +23,7 @@ from config import Config, UserError
 from data import (
     Encoded,
     Example,
+    answer_text,
     epoch_order,
     load_jsonl,
     load_splits,
@@ -28,9 +31,11 @@ from data import (
     make_batches,
     ordered_batches,
     parse_answer,
+    resample,
     same_answer,
     solution_ops,
     train_tokenizer,
+    variants,
     word_problems,
 )
 
@@ -83,6 +88,57 @@ def test_operations_are_read_from_the_annotations_in_order():
         == "/+*+/"
     )
     assert solution_ops("3 + 4 = 7 #### 7") == ""
+
+
+# ------------------------------------------------------------------------------ variants of a question
+
+APPLES = Example("Ana has 12 apples and buys 8 boxes of 6 apples. Each costs $2.50. How many apples has she?", "60", "*+",
+                 "She buys 8*6=<<8*6=48>>48 apples.\nShe has 12+48=<<12+48=60>>60 apples.\n#### 60")  # fmt: skip
+POOL = [Fraction(x) for x in range(1, 200)]
+
+
+def test_a_variant_has_other_numbers_and_an_answer_that_its_own_calculations_give():
+    for seed in range(50):
+        new = resample(APPLES, random.Random(seed), POOL)
+        a, b, c = map(int, re.match(r"Ana has (\d+) apples and buys (\d+) boxes of (\d+) apples. Each costs \$2.50.",
+                                    new.question).groups())  # fmt: skip
+        assert new.answer == str(a + b * c) and new.ops == "*+"
+        assert f"<<{b}*{c}={b * c}>>" in new.solution and new.solution.endswith(f"#### {a + b * c}")
+        assert 6 <= a <= 24 and 4 <= b <= 16 and 3 <= c <= 12
+
+
+@pytest.mark.parametrize("question,solution", [
+    ("He has 5 and 5 more.", "<<5+5=10>>10 <<10/2=5>>5 #### 5"),  # the result is a quantity too: which 5 is which?
+    ("He has 20% of 50.", "<<20*.01*50=11>>10 #### 10"),  # does not compute
+    ("He has many.", "<<3*4=12>>12 #### 12"),  # no quantity in the question
+    ("He has 3 of 4.", "no calculation #### 12"),
+    ("He has 3 of 4.", "<<3*4=12>>12 #### 13"),  # the answer is not a result
+    ("He has 3 of 4.", "<<3*x=12>>12 #### 12"),
+    ("He has 3 of 4.", "<<3/0=12>>12 #### 12"),
+    ("The 3rd of 3.", "<<3*4=12>>12 #### 12"),  # 3rd would stay while 3 changes
+])  # fmt: skip
+def test_a_question_that_cannot_be_varied_safely_is_left_alone(question, solution):
+    assert resample(Example(question, parse_answer(solution), "", solution), random.Random(0), POOL) is None
+
+
+def test_variants_of_real_questions_compute(shared_data, capsys):
+    examples = load_jsonl(shared_data / "gsm8k" / "train.jsonl")[:400]
+    new = variants(examples, 1, seed=3)
+    assert len(new) > 200 and f"{len(new):,} variants" in capsys.readouterr().out
+    for e in new:
+        calcs = re.findall(r"<<([^=<>]+)=([^<>]+)>>", e.solution)
+        assert all(abs(eval(a) - float(b)) < 1e-9 for a, b in calcs) and float(calcs[-1][1]) == float(e.answer)
+    assert variants(examples, 1, seed=3) == new
+
+
+def test_a_worked_solution_computes_its_answer_and_shows_no_annotations():
+    for level in (1, 3):
+        for e in problems("test", level)[:50]:
+            steps = re.findall(r"(\d+) ([-+*]) (\d+) = (\d+)\.", e.solution)
+            assert all(str(eval(f"{a}{op}{b}")) == c for a, op, b, c in steps) and len(steps) == len(e.ops)
+            assert parse_answer(e.solution) == e.answer == steps[-1][-1]
+    assert answer_text(APPLES, "answer") == "60"
+    assert answer_text(APPLES, "solution") == "She buys 8*6=48 apples.\nShe has 12+48=60 apples.\n#### 60"
 
 
 # ----------------------------------------------------------------------------------------------- files

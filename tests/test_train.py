@@ -17,6 +17,7 @@ from tiny import PROBLEMS, TOKENIZER, encoded, tiny_config, tiny_model
 
 from config import PRESETS, Config, UserError, parse
 from data import make_batches
+from evaluate_accuracy import final_answer
 from train import describe, fit, learning_rate, make_optimizer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -91,6 +92,28 @@ def test_evaluation_writes_the_promised_keys(trained):
     rows = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
     assert len(rows) == 40 and {"question", "gold", "prediction", "cosine"} <= set(rows[0])
     assert all((run / f"alignment_{name}.png").is_file() for name in ("cosines", "map", "over_training"))
+
+
+def test_validation_comes_every_so_many_steps_and_can_decode(tmp_path):
+    script("train.py", *TINY, "--eval-every", 5, "--val-accuracy", "--no-final-eval", "--run", tmp_path / "r")
+    lines = [json.loads(x) for x in (tmp_path / "r" / "log.jsonl").read_text().splitlines()]
+    checks = [x for x in lines if "val_loss" in x]
+    assert [x["step"] for x in checks] == [5, 10, 12, 15, 20, 24]
+    assert all(0 <= x["val_exact_match"] <= 1 for x in checks)
+
+
+def test_a_worked_solution_is_for_the_language_model_only(tmp_path):
+    options = [*TINY, "--answer-view", "solution", "--run", tmp_path / "r"]
+    refused = script("train.py", *options, check=False)
+    assert refused.returncode == 1 and "--mask causal" in refused.stderr
+    script("train.py", *options, "--mask", "causal", "--decode-weight", 0, "--jepa-weight", 0, "--max-new-tokens", 40)
+    script("evaluate_accuracy.py", "--run", tmp_path / "r", "--limit", 20)
+
+
+def test_only_what_follows_the_mark_of_a_worked_solution_is_its_answer():
+    model = tiny_model(mask="causal", answer_view="solution")
+    assert final_answer(model, "3 + 4 = 7. #### 7") == "7" and final_answer(model, "3 + 4 = 7.") == ""
+    assert final_answer(tiny_model(), "7") == "7"
 
 
 # ---------------------------------------------------------------------------------------------- resume

@@ -1,0 +1,203 @@
+"""Draw the figures of the studies from their JSON: `python results/figures.py` redraws all that results/ has."""
+
+import json
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+HERE = Path(__file__).resolve().parent
+BLUE, ORANGE, GREEN, PINK, SKY, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#999999"  # Okabe-Ito
+PARTS = {"words": "word problems", "gsm8k": "GSM8K (reduced)"}
+
+
+def value(run, key):
+    return run[key]["mean"] if key in run else float("nan")
+
+
+def spread(run, key):
+    return run[key]["std"] if key in run else 0.0
+
+
+def parts(runs):
+    """-> {part: {setting: run}} of names like 'words, 0.5'."""
+    return {part: {n.split(", ")[1]: r for n, r in runs.items() if n.startswith(part)} for part in PARTS
+            if any(n.startswith(part) for n in runs)}  # fmt: skip
+
+
+def bars(axis, runs, series, labels=None):
+    """Grouped bars with the standard deviation over seeds: series = [(label, key, colour)]."""
+    width = 0.8 / len(series)
+    for j, (label, key, colour) in enumerate(series):
+        x = [i + (j - (len(series) - 1) / 2) * width for i in range(len(runs))]
+        y = [value(r, key) for r in runs.values()]
+        axis.bar(x, y, width, yerr=[spread(r, key) for r in runs.values()], color=colour, label=label, capsize=2)
+        for left, height in zip(x, y, strict=True):
+            axis.annotate(
+                f"{height:.2f}", (left, max(height, 0)), (0, 5), textcoords="offset points", ha="center", fontsize=7
+            )
+    axis.set_xticks(range(len(runs)), labels or list(runs))
+    axis.grid(alpha=0.3, axis="y")
+
+
+def leak(runs):
+    found = parts(runs)
+    figure, axes = plt.subplots(len(found), 3, figsize=(9.5, 2.9 * len(found)), layout="constrained", squeeze=False)
+    cosines = lambda prefix: [
+        ("own answer", f"{prefix}cos_own", BLUE),
+        ("another answer", f"{prefix}cos_other", ORANGE),
+    ]  # noqa: E731
+    for row, (part, settings) in zip(axes, found.items(), strict=True):
+        labels = [{"jepa": "mask applied", "none": "no mask"}[k] for k in settings]
+        bars(row[0], settings, cosines("forward_"), labels)
+        bars(row[1], settings, cosines(""), labels)
+        bars(
+            row[2],
+            settings,
+            [("decoded", "exact_match_decoded", BLUE), ("best constant", "constant_best_on_test", GREY)],
+            labels,
+        )
+        row[0].set(
+            title=f"{PARTS[part]}: the training pass\n(the answer is in the row)",
+            ylabel="cosine of the prediction to …",
+        )
+        row[1].set(title="generation\n(there is no answer to read)", ylabel="cosine of the prediction to …")
+        row[2].set(title="exact match at generation", ylabel="share of test questions")
+        for axis in row:
+            axis.set_ylim(0, 1.12)
+    axes[0][0].legend(fontsize=8, loc="lower left")
+    axes[0][2].legend(fontsize=8)
+    return figure
+
+
+def lam(runs):
+    found = parts(runs)
+    figure, axes = plt.subplots(len(found), 4, figsize=(12, 3 * len(found)), layout="constrained", squeeze=False)
+    columns = [
+        ("cosine of the prediction to …", [("own answer", "cos_own", BLUE), ("another answer", "cos_other", ORANGE)]),
+        ("is the right answer found?", [("exact match, decoded", "exact_match_decoded", BLUE), ("exact match, nearest", "exact_match_nearest", SKY), ("AUC", "auc", GREEN), ("best constant", "constant_best_on_test", GREY)]),
+        ("effective rank of latents", [("answers z", "effective_rank_z", BLUE), ("predictions ẑ", "effective_rank_z_hat", ORANGE)]),
+        ("test loss, nats per token", [("question", "forward_question_loss", BLUE), ("answer from its latent", "forward_decode_loss", GREEN)]),
+    ]  # fmt: skip
+    for row, (part, settings) in zip(axes, found.items(), strict=True):
+        for axis, (title, series) in zip(row, columns, strict=True):
+            for label, key, colour in series:
+                y, error = ([f(r, key) for r in settings.values()] for f in (value, spread))
+                style = "--" if key == "constant_best_on_test" else "-"
+                axis.errorbar(
+                    range(len(settings)),
+                    y,
+                    error,
+                    fmt=style,
+                    marker="o",
+                    markersize=3,
+                    color=colour,
+                    label=label,
+                    capsize=2,
+                )
+            axis.set_xticks(range(len(settings)), list(settings))
+            axis.set(title=title, xlabel="λ")
+            axis.set_ylim(bottom=min(0, axis.get_ylim()[0]))
+            axis.grid(alpha=0.3)
+        row[0].set_ylabel(PARTS[part], fontsize=11)
+    for axis in axes[0]:
+        axis.legend(fontsize=7)
+    return figure
+
+
+def collapse(runs):
+    names = list(runs)[::-1]
+    figure, axes = plt.subplots(1, 3, figsize=(10, 0.36 * len(names) + 1.2), sharey=True, layout="constrained")
+    measures = [("AUC: own answer above others", "auc", 0.5), ("effective rank of answer latents z", "effective_rank_z", None),
+                ("mean pairwise cosine of z (1: collapse)", "mean_pairwise_cos_z", None)]  # fmt: skip
+    for axis, (title, key, chance) in zip(axes, measures, strict=True):
+        colours = [GREY if "no decoding" in n else BLUE for n in names]
+        axis.barh(
+            range(len(names)),
+            [value(runs[n], key) for n in names],
+            xerr=[spread(runs[n], key) for n in names],
+            color=colours,
+        )
+        if chance:
+            axis.axvline(chance, color=ORANGE, linestyle=":", label="chance")
+            axis.legend(fontsize=8)
+        axis.set_title(title, fontsize=9)
+        axis.grid(alpha=0.3, axis="x")
+    axes[0].set_yticks(range(len(names)), names)
+    return figure
+
+
+def space(runs):
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
+    labels = {"latent": "latent: ẑ by cosine alone", "latent, tokens into it": "latent, decoded ẑ trained too",
+              "language model": "language model, direct answer",
+              "language model, worked solution": "language model, worked solution"}  # fmt: skip
+    for colour, (name, run) in zip((BLUE, SKY, ORANGE, PINK), runs.items(), strict=False):
+        x = [p["examples"] for p in run["curve"]]
+        flops = value(run, "flops_per_example")
+        for axis, scale in zip(axes, (1e-3, flops / 1e12), strict=True):
+            seeds = list(zip(*(p["exact_match"] for p in run["curve"]), strict=True))
+            for i, y in enumerate(seeds):
+                axis.plot([v * scale for v in x], y, color=colour, alpha=0.35, linewidth=0.8)
+            mean = [sum(p["exact_match"]) / len(p["exact_match"]) for p in run["curve"]]
+            axis.plot(
+                [v * scale for v in x], mean, color=colour, marker="o", markersize=3, label=labels.get(name, name)
+            )
+    axes[0].set(
+        xlabel="training examples seen, thousands", ylabel="exact match, validation", title="word problems: by examples"
+    )
+    axes[1].set(xlabel="training compute, TFLOP", title="by compute")
+    for axis in axes:
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize=8)
+    return figure
+
+
+def similar(runs):
+    kinds = ("operations", "steps", "magnitude")
+    found = {part: {n.split(", ")[1]: r for n, r in runs.items() if n.startswith(part)} for part in PARTS}
+    found = {part: settings for part, settings in found.items() if settings}
+    figure, axes = plt.subplots(len(found), 2, figsize=(9.5, 3 * len(found)), layout="constrained", squeeze=False)
+    for row, (part, settings) in zip(axes, found.items(), strict=True):
+        for axis, what in zip(row, ("neighbours", "probe"), strict=True):
+            shown = [
+                k
+                for k in kinds
+                if f"{what}, {k}" in next(iter(settings.values())) and not (part == "words" and k == "steps")
+            ]
+            width = 0.8 / (len(settings) + 1)
+            rows = [*settings.items(), ("chance", None)]
+            for j, (name, run) in enumerate(rows):
+                source, suffix = (run, "") if run else (next(iter(settings.values())), ", chance")
+                x = [i + (j - len(settings) / 2) * width for i in range(len(shown))]
+                axis.bar(x, [value(source, f"{what}, {k}{suffix}") for k in shown], width, color=(BLUE, ORANGE, PINK, GREEN, GREY)[j],
+                         yerr=[spread(source, f"{what}, {k}{suffix}") for k in shown], label=name.replace("lambda", "λ ="), capsize=2)  # fmt: skip
+            axis.set_xticks(range(len(shown)), shown)
+            axis.set_ylim(0, 1.05)
+            axis.grid(alpha=0.3, axis="y")
+            axis.set_title(
+                {"neighbours": "5 nearest questions: share alike in …", "probe": "linear probe: share right in …"}[what]
+            )
+        row[0].set_ylabel(PARTS[part])
+    axes[0][1].legend(fontsize=7, ncols=2)
+    return figure
+
+
+FIGURES = {"leak": leak, "lambda": lam, "collapse": collapse, "space": space, "similar": similar, "lambda-45m": lam}
+
+
+def main():
+    for name in sys.argv[1:] or FIGURES:
+        path = HERE / f"{name}.json"
+        if path.is_file():
+            figure = FIGURES[name](json.loads(path.read_text())["runs"])
+            figure.savefig(HERE / f"{name}.png", dpi=150)
+            plt.close(figure)
+            print(f"drew results/{name}.png")
+
+
+if __name__ == "__main__":
+    main()
