@@ -43,13 +43,13 @@ def bars(axis, runs, series, labels=None):
     axis.grid(alpha=0.3, axis="y")
 
 
+def cosines(prefix=""):
+    return [("own answer", f"{prefix}cos_own", BLUE), ("another answer", f"{prefix}cos_other", ORANGE)]
+
+
 def leak(runs):
     found = parts(runs)
     figure, axes = plt.subplots(len(found), 3, figsize=(9.5, 2.9 * len(found)), layout="constrained", squeeze=False)
-    cosines = lambda prefix: [
-        ("own answer", f"{prefix}cos_own", BLUE),
-        ("another answer", f"{prefix}cos_other", ORANGE),
-    ]  # noqa: E731
     for row, (part, settings) in zip(axes, found.items(), strict=True):
         labels = [{"jepa": "mask applied", "none": "no mask"}[k] for k in settings]
         bars(row[0], settings, cosines("forward_"), labels)
@@ -76,14 +76,25 @@ def leak(runs):
 def lam(runs):
     found = parts(runs)
     figure, axes = plt.subplots(len(found), 4, figsize=(12, 3 * len(found)), layout="constrained", squeeze=False)
-    columns = [
-        ("cosine of the prediction to …", [("own answer", "cos_own", BLUE), ("another answer", "cos_other", ORANGE)]),
-        ("is the right answer found?", [("exact match, decoded", "exact_match_decoded", BLUE), ("exact match, nearest", "exact_match_nearest", SKY), ("AUC", "auc", GREEN), ("best constant", "constant_best_on_test", GREY)]),
-        ("effective rank of latents", [("answers z", "effective_rank_z", BLUE), ("predictions ẑ", "effective_rank_z_hat", ORANGE)]),
-        ("test loss, nats per token", [("question", "forward_question_loss", BLUE), ("answer from its latent", "forward_decode_loss", GREEN)]),
-    ]  # fmt: skip
+    columns = {
+        "cosine of the prediction to …": cosines(),
+        "is the right answer found?": [
+            ("exact match, decoded", "exact_match_decoded", BLUE),
+            ("exact match, nearest", "exact_match_nearest", SKY),
+            ("AUC", "auc", GREEN),
+            ("best constant", "constant_best_on_test", GREY),
+        ],
+        "effective rank of latents": [
+            ("answers z", "effective_rank_z", BLUE),
+            ("predictions ẑ", "effective_rank_z_hat", ORANGE),
+        ],
+        "test loss, nats per token": [
+            ("question", "forward_question_loss", BLUE),
+            ("answer from its latent", "forward_decode_loss", GREEN),
+        ],
+    }
     for row, (part, settings) in zip(axes, found.items(), strict=True):
-        for axis, (title, series) in zip(row, columns, strict=True):
+        for axis, (title, series) in zip(row, columns.items(), strict=True):
             for label, key, colour in series:
                 y, error = ([f(r, key) for r in settings.values()] for f in (value, spread))
                 style = "--" if key == "constant_best_on_test" else "-"
@@ -111,16 +122,15 @@ def lam(runs):
 def collapse(runs):
     names = list(runs)[::-1]
     figure, axes = plt.subplots(1, 3, figsize=(10, 0.36 * len(names) + 1.2), sharey=True, layout="constrained")
-    measures = [("AUC: own answer above others", "auc", 0.5), ("effective rank of answer latents z", "effective_rank_z", None),
-                ("mean pairwise cosine of z (1: collapse)", "mean_pairwise_cos_z", None)]  # fmt: skip
+    measures = [
+        ("AUC: own answer above others", "auc", 0.5),
+        ("effective rank of answer latents z", "effective_rank_z", None),
+        ("mean pairwise cosine of z (1: collapse)", "mean_pairwise_cos_z", None),
+    ]
     for axis, (title, key, chance) in zip(axes, measures, strict=True):
         colours = [GREY if "no decoding" in n else BLUE for n in names]
-        axis.barh(
-            range(len(names)),
-            [value(runs[n], key) for n in names],
-            xerr=[spread(runs[n], key) for n in names],
-            color=colours,
-        )
+        x, error = ([f(runs[n], key) for n in names] for f in (value, spread))
+        axis.barh(range(len(names)), x, xerr=error, color=colours)
         if chance:
             axis.axvline(chance, color=ORANGE, linestyle=":", label="chance")
             axis.legend(fontsize=8)
@@ -140,7 +150,7 @@ def space(runs):
         flops = value(run, "flops_per_example")
         for axis, scale in zip(axes, (1e-3, flops / 1e12), strict=True):
             seeds = list(zip(*(p["exact_match"] for p in run["curve"]), strict=True))
-            for i, y in enumerate(seeds):
+            for y in seeds:
                 axis.plot([v * scale for v in x], y, color=colour, alpha=0.35, linewidth=0.8)
             mean = [sum(p["exact_match"]) / len(p["exact_match"]) for p in run["curve"]]
             axis.plot(
@@ -163,18 +173,15 @@ def similar(runs):
     figure, axes = plt.subplots(len(found), 2, figsize=(9.5, 3 * len(found)), layout="constrained", squeeze=False)
     for row, (part, settings) in zip(axes, found.items(), strict=True):
         for axis, what in zip(row, ("neighbours", "probe"), strict=True):
-            shown = [
-                k
-                for k in kinds
-                if f"{what}, {k}" in next(iter(settings.values())) and not (part == "words" and k == "steps")
-            ]
+            first = next(iter(settings.values()))
+            shown = [k for k in kinds if f"{what}, {k}" in first and not (part == "words" and k == "steps")]
             width = 0.8 / (len(settings) + 1)
-            rows = [*settings.items(), ("chance", None)]
-            for j, (name, run) in enumerate(rows):
-                source, suffix = (run, "") if run else (next(iter(settings.values())), ", chance")
+            for j, (name, run) in enumerate([*settings.items(), ("chance", None)]):
+                keys = [f"{what}, {k}" + ("" if run else ", chance") for k in shown]
                 x = [i + (j - len(settings) / 2) * width for i in range(len(shown))]
-                axis.bar(x, [value(source, f"{what}, {k}{suffix}") for k in shown], width, color=(BLUE, ORANGE, PINK, GREEN, GREY)[j],
-                         yerr=[spread(source, f"{what}, {k}{suffix}") for k in shown], label=name.replace("lambda", "λ ="), capsize=2)  # fmt: skip
+                y, error = ([f(run or first, key) for key in keys] for f in (value, spread))
+                label = name.replace("lambda", "λ =")
+                axis.bar(x, y, width, yerr=error, color=(BLUE, ORANGE, PINK, GREEN, GREY)[j], label=label, capsize=2)
             axis.set_xticks(range(len(shown)), shown)
             axis.set_ylim(0, 1.05)
             axis.grid(alpha=0.3, axis="y")

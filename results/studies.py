@@ -42,7 +42,7 @@ LAMBDAS = ("0", "0.1", "0.5", "1", "2", "4")
 
 WORDS = "--preset quick --epochs 2 --eval-every 350 --val-accuracy --no-final-eval"
 SHORT = "--preset quick --epochs 1 --no-final-eval"
-GSM8K = "--preset gsm8k-small --tokenizer bpe:2048 --n-embd 128 --n-head 4 --epochs 3 --no-final-eval"
+GSM8K = "--preset gsm8k-small --tokenizer bpe:2048 --n-embd 96 --n-head 4 --epochs 2 --no-final-eval"
 LANGUAGE_MODEL = "--mask causal --jepa-weight 0 --decode-weight 0"
 
 LEAK = {

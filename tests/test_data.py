@@ -92,8 +92,8 @@ def test_operations_are_read_from_the_annotations_in_order():
 
 # ------------------------------------------------------------------------------ variants of a question
 
-APPLES = Example("Ana has 12 apples and buys 8 boxes of 6 apples. Each costs $2.50. How many apples has she?", "60", "*+",
-                 "She buys 8*6=<<8*6=48>>48 apples.\nShe has 12+48=<<12+48=60>>60 apples.\n#### 60")  # fmt: skip
+APPLES = Example("Ana has 12 apples and buys 8 boxes of 6 apples. Each costs $2.50. How many apples has she?", "60",
+                 "*+", "She buys 8*6=<<8*6=48>>48 apples.\nShe has 12+48=<<12+48=60>>60 apples.\n#### 60")  # fmt: skip
 POOL = [Fraction(x) for x in range(1, 200)]
 
 
