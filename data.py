@@ -22,8 +22,8 @@ import re
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field, fields
 from decimal import Decimal, InvalidOperation
-from fractions import Fraction
 from functools import cache, lru_cache
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -79,72 +79,83 @@ def answer_text(example, view):
     return example.answer if view == "answer" else re.sub(r"<<[^>]*>>", "", example.solution)
 
 
-_PLAIN = r"(?<![\w.,/:-])\d+(?:,\d{3})*(?:\.\d+)?(?![\w%/:-]|[.,]\d)"  # a quantity: no 2nd, 5k, 20%, 1/2, 7:30
-
-
-_CALC = r"<<([^=<>]+)=([^<>]+)>>"
-_NUM = r"\d+(?:,\d{3})*(?:\.\d+)?"
+_NUMBER_TEXT = r"\d+(?:,\d{3})*(?:\.\d+)?"
+_QUANTITY = rf"(?<![\w.,/:-]){_NUMBER_TEXT}(?![\w%/:-]|[.,]\d)"  # not the numbers of 2nd, 5k, 20%, 1/2, 7:30
 _OPERAND = r"\d+\.?\d*|\.\d+"
 
 
-def _value(text):
-    return Fraction(text.replace(",", ""))
+def _values(pattern, text):
+    return [float(x.replace(",", "")) for x in re.findall(pattern, text)]
 
 
-def _evaluate(expression):
-    """'(5+4)/3' -> Fraction, or None if it is anything but arithmetic on plain numbers."""
-    if not re.fullmatch(r"[\d\s+\-*/().]+", expression):
-        return None
-    try:
-        return eval(re.sub(_OPERAND, lambda m: f"F('{m[0]}')", expression), {"__builtins__": {}, "F": Fraction})
-    except (ArithmeticError, SyntaxError, TypeError, ValueError):
-        return None
+def calculations(solution):
+    """The computation graph of an annotated solution, in order: (operands, code of their combination `v`, result).
 
-
-def quantities(text):
-    """The plain numbers of a text as Fractions: neither 2nd nor 5k, 20%, 1/2 or 7:30."""
-    return [_value(x) for x in re.findall(_PLAIN, text)]
+    [] if a step is anything but plain arithmetic, or does not compute what it says.
+    """
+    found = []
+    for left, right in re.findall(r"<<([^=<>]+)=([^<>]+)>>", solution):
+        operands, slot = _values(_OPERAND, left), count()
+        try:
+            if not re.fullmatch(r"[\d\s+\-*/().]+", left) or "**" in left or "//" in left:
+                return []
+            code = compile(re.sub(_OPERAND, lambda m: f"v[{next(slot)}]", left).strip(), "calculation", "eval")  # noqa: B023
+            result = float(right)
+            if abs(eval(code, {"__builtins__": {}, "v": operands}) - result) > 1e-9:
+                return []
+        except (ArithmeticError, SyntaxError, TypeError, ValueError):
+            return []
+        found.append((operands, code, result))
+    return found
 
 
 def resample(example, rng, pool, tries=30):
-    """A GSM8K example, a random.Random, a sorted pool of values -> the example with other numbers, or None.
+    """A GSM8K example, a random.Random, a sorted pool of integers -> the example with other numbers, or None.
 
-    The <<48/2=24>> annotations of the solution are its computation graph. Every quantity of the question that the graph
-    uses gets a value of the pool within a factor of two, the graph is evaluated again, and the numbers of question and
-    solution are replaced. Refused are questions whose graph is not plain arithmetic, does not give the answer, or
-    leaves open where an operand comes from; and draws whose results change sign or stop being whole numbers.
+    The <<48/2=24>> annotations of the solution are its computation graph. Every whole number of the question that the
+    graph uses gets a value of the pool within a factor of two, the graph is evaluated again, and the numbers of question
+    and solution are replaced. Refused are questions whose graph is not plain arithmetic, does not give the answer, or
+    leaves open where an operand comes from; and draws whose results are not positive or stop being whole numbers.
     """
-    calcs = [(left, _evaluate(left), _evaluate(right)) for left, right in re.findall(_CALC, example.solution)]
-    answer = _evaluate(example.answer.lstrip("-"))
-    if not calcs or any(a is None or a != b for _, a, b in calcs) or answer != calcs[-1][1]:
+    graph = calculations(example.solution)
+    if not graph or example.answer != _show(graph[-1][2]):
         return None
-    operands = [[_value(x) for x in re.findall(_OPERAND, left)] for left, *_ in calcs]
-    given = set(quantities(example.question))
-    every = {_value(x) for x in re.findall(_NUM, example.question)}
-    results = [b for _, _, b in calcs]
-    used = sorted({x for row in operands for x in row if x in given})
-    if not used or given & set(results) or len(set(results)) < len(results) or (every - given) & set(used):
+    given, every = (_values(pattern, example.question) for pattern in (_QUANTITY, _NUMBER_TEXT))
+    results, operands = [row[2] for row in graph], {x for row in graph for x in row[0]}
+    used = sorted(operands & set(given))
+    doubtful = any(given.count(x) < every.count(x) for x in used)  # the 3 of "the 3rd" would stay
+    if not used or doubtful or set(given) & set(results) or len(set(results)) < len(results):
         return None  # an operand could come from two places
+    near = {x: (bisect_left(pool, x / 2), bisect_right(pool, 2 * x)) for x in used if x > 1 and x == int(x)}
+    near = {x: (low, high) for x, (low, high) in near.items() if low < high}
     for _ in range(tries):
-        near = {x: pool[bisect_left(pool, x / 2) : bisect_right(pool, 2 * x)] for x in used}
-        new = {x: rng.choice([y for y in near[x] if y.denominator <= x.denominator and y > 1] or [x]) if x > 1 else x
-               for x in used}  # fmt: skip
-        for (left, _, old), row in zip(calcs, operands, strict=True):
-            numbers = iter(new.get(x, x) for x in row)
-            value = _evaluate(re.sub(_OPERAND, lambda m: _show(next(numbers)) or "?", left))  # noqa: B023
-            if value is None or value <= 0 or (value * (1 if old.denominator == 1 else 100)).denominator > 1:
+        new = {x: float(pool[rng.randrange(*near[x])]) if x in near else x for x in used}  # $2.50 stays $2.50
+        for row, code, old in graph:
+            try:
+                value = eval(code, {"__builtins__": {}, "v": [new.get(x, x) for x in row]})
+            except ZeroDivisionError:
                 break
-            new[old] = value
+            new[old] = round(value, 0 if old == int(old) else 2)
+            if value <= 0 or abs(value - new[old]) > 1e-9:
+                break
         else:
-            constants = {x for row in operands for x in row} - set(new)
-            if len(set(new.values())) < len(new) or constants & set(new.values()):
+            if len(set(new.values())) < len(new) or (operands - set(new)) & set(new.values()):
                 continue  # two quantities became one: the text would be ambiguous
-            swap = lambda m: _show(new[v], "," in m[0]) if (v := _value(m[0])) in new else m[0]  # noqa: E731, B023
-            solution = re.sub(_NUM, swap, example.solution)
-            question = re.sub(_PLAIN, swap, example.question)
-            if all(_evaluate(a) == _evaluate(b) for a, b in re.findall(_CALC, solution)):  # ".5" reads as a 5, say
+
+            def other(match):
+                x = float(match[0].replace(",", ""))
+                return _show(new[x], "," in match[0]) if x in new else match[0]  # noqa: B023
+
+            question = re.sub(_QUANTITY, other, example.question)
+            solution = re.sub(_NUMBER_TEXT, other, example.solution)
+            if calculations(solution):  # ".5" reads as a 5, for one
                 return Example(question, parse_answer(solution), example.ops, solution)
     return None
+
+
+def _show(x, commas=False):
+    """Number -> '12', '1,200' or '2.50'."""
+    return (f"{int(x):,}" if commas else str(int(x))) if x == int(x) else f"{x:.2f}"
 
 
 def variants(examples, n, seed=0):
@@ -152,19 +163,14 @@ def variants(examples, n, seed=0):
     if not n:
         return []
     rng = random.Random(f"variants {seed}")
-    pool = sorted(x for e in examples for x in quantities(e.question))  # with repeats: round numbers stay common
+    pool = sorted(
+        x for e in examples for x in _values(_QUANTITY, e.question)
+    )  # with repeats: round numbers stay common
     found = [[resample(e, rng, pool) for e in examples] for _ in range(n)]
     new = [e for row in found for e in row if e]
     able = sum(any(row[i] for row in found) for i in range(len(examples)))
     print(f"{len(new):,} variants with other numbers, of {able:,} of {len(examples):,} training questions")
     return new
-
-
-def _show(x, commas=False):
-    """Fraction -> '12', '1,200' or '2.5'; "" if it needs more than two decimals."""
-    if x.denominator == 1:
-        return f"{int(x):,}" if commas else str(int(x))
-    return f"{float(x):.2f}" if (x * 100).denominator == 1 else ""
 
 
 def _examples(rows, where):
