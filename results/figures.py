@@ -1,7 +1,6 @@
 """Draw the figures of the studies from their JSON: `python results/figures.py` redraws all that results/ has."""
 
 import json
-import sys
 from pathlib import Path
 
 import matplotlib
@@ -9,7 +8,6 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
-HERE = Path(__file__).resolve().parent
 BLUE, ORANGE, GREEN, PINK, SKY, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#999999"  # Okabe-Ito
 PARTS = {"words": "word problems", "gsm8k": "GSM8K (reduced)"}
 
@@ -196,15 +194,15 @@ def similar(runs):
 FIGURES = {"leak": leak, "lambda": lam, "collapse": collapse, "space": space, "similar": similar, "lambda-45m": lam}
 
 
-def main():
-    for name in sys.argv[1:] or FIGURES:
-        path = HERE / f"{name}.json"
-        if path.is_file():
-            figure = FIGURES[name](json.loads(path.read_text())["runs"])
-            figure.savefig(HERE / f"{name}.png", dpi=150)
+def draw(folder):
+    """Draw the figure of every study whose JSON is in `folder`, beside it."""
+    for name, figure_of in FIGURES.items():
+        if (folder / f"{name}.json").is_file():
+            figure = figure_of(json.loads((folder / f"{name}.json").read_text())["runs"])
+            figure.savefig(folder / f"{name}.png", dpi=150)
             plt.close(figure)
-            print(f"drew results/{name}.png")
+            print(f"drew {folder / name}.png")
 
 
 if __name__ == "__main__":
-    main()
+    draw(Path(__file__).resolve().parent)

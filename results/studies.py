@@ -266,7 +266,7 @@ def print_table(table):
 # ------------------------------------------------------------------------------------------------- main
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("study", choices=[*STUDIES, "similar", "all"])
     parser.add_argument("--data-dir", default="", help="GSM8K as DIR/train.jsonl and DIR/test.jsonl")
@@ -274,7 +274,8 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--jobs", type=int, default=1, help="trainings side by side")
     parser.add_argument("--device", default="auto")
-    args = parser.parse_args()
+    parser.add_argument("--out", type=Path, default=ROOT / "results", help="folder of the JSON")
+    args = parser.parse_args(argv)
 
     for study in ON_A_CPU if args.study == "all" else [args.study]:
         if study == "similar":
@@ -292,7 +293,7 @@ def main():
             table = {name: {"options": o} | summarise([measure(o, s, args) for s in args.seeds])
                      for name, o in STUDIES[study].items() if o in jobs}  # fmt: skip
             print_table(table)
-        path = ROOT / "results" / f"{study}.json"
+        path = args.out / f"{study}.json"
         if args.only and path.is_file():  # the other part stays
             table = json.loads(path.read_text())["runs"] | table
         write_json(path, {"seeds": list(args.seeds), "runs": table})

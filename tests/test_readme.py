@@ -11,7 +11,7 @@ from test_train import ROOT, TINY, script
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.S)
 COMMANDS = sorted({line.split("#")[0].strip() for block in BLOCKS for line in block.replace(" && ", "\n").splitlines()
-                   if re.match(r"\s*(python [a-z_]+\.py|torchrun)", line)})  # fmt: skip
+                   if re.match(r"\s*(python [a-z_]+\.py|python -m bench|torchrun)", line)})  # fmt: skip
 
 
 def test_the_two_commands_stand_in_the_readme_as_written():
@@ -29,7 +29,12 @@ def run(tmp_path_factory):
 
 def tiny(command, run, folder):
     """A README command with its run replaced, and its training shrunk to seconds; later options win over earlier."""
-    words = shlex.split(command.replace("torchrun --nproc_per_node=2 --", "python"))[1:]
+    command = command.replace("torchrun --nproc_per_node=2 --", "python").replace("--data-dir DIR", "")
+    words = shlex.split(command)[1:]
+    if words[:2] == ["-m", "bench.train_speed"]:
+        return [*words, *TINY, "--rounds", "1", "--steps", "2", "--scale", "8", "--out", f"{folder}/speed.json"]
+    if words[:2] == ["-m", "bench.eval_speed"]:
+        words += ["--rounds", "1", "--sample", "3", "--out", f"{folder}/speed.json"]
     if words[0] == "train.py":
         return [*words, *TINY, "--epochs", "1", "--n-train", "48", "--block-size", "256", "--no-final-eval",
                 "--no-compile", "--run", folder / "run", "--overwrite"]  # fmt: skip
