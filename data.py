@@ -113,9 +113,9 @@ def resample(example, rng, pool, tries=30):
     """A GSM8K example, a random.Random, a sorted pool of integers -> the example with other numbers, or None.
 
     The <<48/2=24>> annotations of the solution are its computation graph. Every whole number of the question that the
-    graph uses gets a value of the pool within a factor of two, the graph is evaluated again, and the numbers of text and
-    solution are replaced. Refused are questions whose graph is not plain arithmetic, does not give the answer or leaves
-    open where an operand comes from; and draws whose results are not positive or stop being whole numbers.
+    graph uses gets a value of the pool within a factor of two, the graph is evaluated again, and the numbers in question
+    and solution are replaced. Refused are questions whose graph is not plain arithmetic, does not give the answer or
+    leaves open where an operand comes from; and draws whose results are not positive or stop being whole numbers.
     """
     graph = calculations(example.solution)
     if not graph or example.answer != _show(graph[-1][2]):
