@@ -113,7 +113,7 @@ def resample(example, rng, pool, tries=30):
     """A GSM8K example, a random.Random, a sorted pool of integers -> the example with other numbers, or None.
 
     The <<48/2=24>> annotations of the solution are its computation graph. Every whole number of the question that the
-    graph uses gets a value of the pool within a factor of two, the graph is evaluated again, and the numbers in question
+    graph uses gets a value of the pool within a factor of two, the graph is evaluated anew, and the numbers in question
     and solution are replaced. Refused are questions whose graph is not plain arithmetic, does not give the answer or
     leaves open where an operand comes from; and draws whose results are not positive or stop being whole numbers.
     """
