@@ -32,11 +32,11 @@ def bars(axis, runs, series, labels=None):
     for j, (label, key, colour) in enumerate(series):
         x = [i + (j - (len(series) - 1) / 2) * width for i in range(len(runs))]
         y = [value(r, key) for r in runs.values()]
-        axis.bar(x, y, width, yerr=[spread(r, key) for r in runs.values()], color=colour, label=label, capsize=2)
-        for left, height in zip(x, y, strict=True):
-            axis.annotate(
-                f"{height:.2f}", (left, max(height, 0)), (0, 5), textcoords="offset points", ha="center", fontsize=7
-            )
+        errors = [spread(r, key) for r in runs.values()]
+        axis.bar(x, y, width, yerr=errors, color=colour, label=label, capsize=2)
+        for left, height, error in zip(x, y, errors, strict=True):
+            above = dict(xytext=(0, 4), textcoords="offset points", ha="center", fontsize=7)
+            axis.annotate(f"{height:.2f}", (left, max(height, 0) + error), **above)
     axis.set_xticks(range(len(runs)), labels or list(runs))
     axis.grid(alpha=0.3, axis="y")
 
@@ -66,7 +66,7 @@ def leak(runs):
         row[2].set(title="exact match at generation", ylabel="share of test questions")
         for axis in row:
             axis.set_ylim(0, 1.12)
-    axes[0][0].legend(fontsize=8, loc="lower left")
+    axes[0][1].legend(fontsize=8)
     axes[0][2].legend(fontsize=8)
     return figure
 
