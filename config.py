@@ -281,8 +281,8 @@ class Device:
             torch.mps.synchronize()
 
 
-def keep_freed_memory(keep=True):
-    """On Linux with glibc: let large blocks that were freed be used again, instead of giving each back to the system.
+def keep_freed_memory():
+    """On Linux with glibc: this process keeps large blocks that it freed, instead of giving each back to the system.
 
     A training step on a CPU frees and asks again for the same hundreds of MiB; fresh pages cost it a tenth of its time.
     """
@@ -291,8 +291,8 @@ def keep_freed_memory(keep=True):
     except (OSError, AttributeError, TypeError):  # no glibc: nothing to do
         return
     mmap_max, trim_threshold = -4, -1  # from malloc.h
-    mallopt(mmap_max, 0 if keep else 65536)
-    mallopt(trim_threshold, 2**31 - 1 if keep else 2**17)
+    mallopt(mmap_max, 0)
+    mallopt(trim_threshold, 2**31 - 1)
 
 
 def resolve_device(name="auto", precision="auto"):
@@ -325,8 +325,6 @@ def resolve_device(name="auto", precision="auto"):
         torch.set_float32_matmul_precision("high")
     else:
         best, label = ("fp32", "no fast half precision here"), device.type
-    if device.type == "cpu":
-        keep_freed_memory()
     if precision != "auto":
         if device.type != "cuda" and precision != "fp32":
             raise UserError(

@@ -121,13 +121,16 @@ def resample(example, rng, pool, tries=30):
     if not graph or example.answer != _show(graph[-1][2]):
         return None
     given, every = (_values(pattern, example.question) for pattern in (_QUANTITY, _NUMBER_TEXT))
-    results, operands = [row[2] for row in graph], {x for row in graph for x in row[0]}
-    used = sorted(operands & set(given))
-    doubtful = any(given.count(x) < every.count(x) for x in used)  # the 3 of "the 3rd" would stay
-    if not used or doubtful or set(given) & set(results) or len(set(results)) < len(results):
+    results, operands = [row[2] for row in graph], [x for row in graph for x in row[0]]
+    used = sorted(set(operands) & set(given))
+    # "the 3rd" would keep its 3; the second 2 of "2 apples, twice as many pears" is no quantity that is written
+    doubtful = any(given.count(x) < max(every.count(x), operands.count(x)) for x in used)
+    if doubtful or set(given) & set(results) or len(set(results)) < len(results):
         return None  # an operand could come from two places
     near = {x: (bisect_left(pool, x / 2), bisect_right(pool, 2 * x)) for x in used if x > 1 and x == int(x)}
-    near = {x: (low, high) for x, (low, high) in near.items() if low < high}
+    near = {x: (low, high) for x, (low, high) in near.items() if pool[low:high] and {*pool[low:high]} != {x}}
+    if not near:
+        return None
     for _ in range(tries):
         new = {x: float(pool[rng.randrange(*near[x])]) if x in near else x for x in used}  # $2.50 stays $2.50
         for row, code, old in graph:
@@ -139,8 +142,10 @@ def resample(example, rng, pool, tries=30):
             if value <= 0 or abs(value - new[old]) > 1e-9:
                 break
         else:
-            if len(set(new.values())) < len(new) or (operands - set(new)) & set(new.values()):
+            if len(set(new.values())) < len(new) or (set(operands) - set(new)) & set(new.values()):
                 continue  # two quantities became one: the text would be ambiguous
+            if all(new[x] == x for x in used):
+                continue
 
             def other(match):
                 x = float(match[0].replace(",", ""))
@@ -163,9 +168,8 @@ def variants(examples, n, seed=0):
     if not n:
         return []
     rng = random.Random(f"variants {seed}")
-    pool = sorted(
-        x for e in examples for x in _values(_QUANTITY, e.question)
-    )  # with repeats: round numbers stay common
+    numbers = (x for e in examples for x in _values(_QUANTITY, e.question))
+    pool = sorted(int(x) for x in numbers if x > 1 and x == int(x))  # with repeats: round numbers stay common
     found = [[resample(e, rng, pool) for e in examples] for _ in range(n)]
     new = [e for row in found for e in row if e]
     able = sum(any(row[i] for row in found) for i in range(len(examples)))
@@ -236,6 +240,8 @@ def load_hub_gsm8k():
 def load_splits(config):
     """Config -> {"train", "val", "test"} of lists of Example. GSM8K's validation questions are always the same 500."""
     if config.dataset == "wordproblems":
+        if config.variants:
+            raise UserError("--variants is GSM8K's; for more word problems: --n-train")
         sizes = {"train": config.n_train, "val": N_VAL, "test": 1000}
         return {split: word_problems(split, size, config.difficulty, config.seed) for split, size in sizes.items()}
     if config.data_dir:

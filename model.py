@@ -29,7 +29,7 @@ from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from safetensors import SafetensorError
 from safetensors.torch import load_model
 
-from config import Config, UserError, from_dict
+from config import Config, UserError, from_dict, keep_freed_memory
 from data import load_tokenizer
 
 # --------------------------------------------------------------------------------------------- the mask
@@ -168,6 +168,8 @@ class _TokenLoss(torch.autograd.Function):
         x, w = h.to(dtype), weight.to(dtype)
         nll = torch.empty(K, device=h.device)
         ctx.grads = (torch.empty_like(h), torch.zeros_like(weight)) if wants_grad else None
+        # products in half precision must see numbers near 1, not 1/targets; the factor returns in backward, in fp32
+        ctx.top = scale.max().clamp(min=1e-30) if K else scale.new_ones(())
         for start in range(0, K, rows):
             part = slice(start, start + rows)
             logp = F.log_softmax((x[part] @ w.T).float(), -1)  # (k, V)
@@ -177,7 +179,7 @@ class _TokenLoss(torch.autograd.Function):
                 error = logp.exp_().scatter_add_(1, own, -torch.ones_like(own, dtype=logp.dtype)).to(dtype)
                 h_grad, weight_grad = ctx.grads
                 h_grad[part] = (error @ w) * scale[part, None]
-                scaled = (x[part] * scale[part, None]).to(dtype)
+                scaled = (x[part] * (scale[part, None] / ctx.top)).to(dtype)
                 if dtype == weight_grad.dtype:
                     weight_grad.addmm_(error.T, scaled)
                 else:  # accumulate in the weight's own precision
@@ -190,7 +192,7 @@ class _TokenLoss(torch.autograd.Function):
     def backward(ctx, gradient, _):
         h_grad, weight_grad = ctx.grads
         del ctx.grads  # scaled in place: a second backward must fail, not lie
-        return h_grad.mul_(gradient), weight_grad.mul_(gradient), None, None, None
+        return h_grad.mul_(gradient), weight_grad.mul_(gradient * ctx.top), None, None, None
 
 
 @torch.compiler.disable  # the number of chunks depends on the batch: compiled, each number would be another program
@@ -467,4 +469,6 @@ def load_run(run, device="cpu"):
     if config.get("system") != "nanojepa":
         raise UserError(f"{folder}: a checkpoint of system {config.get('system')!r}, not of nanojepa")
     from_dict(Config, config, folder / "config.json")
+    if torch.device(device).type == "cpu":
+        keep_freed_memory()
     return NanoJEPA.from_pretrained(folder, map_location=str(device))

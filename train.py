@@ -36,13 +36,14 @@ from config import (
     UserError,
     atomic,
     from_dict,
+    keep_freed_memory,
     parse,
     resolve_device,
     run_main,
     write_json,
 )
 from data import Encoded, load_splits, load_tokenizer, make_batches, ordered_batches, same_answer, train_tokenizer
-from model import NanoJEPA, jepa_mask
+from model import NanoJEPA, Transformer, jepa_mask
 
 # ------------------------------------------------------------------------------------------ small pieces
 
@@ -179,6 +180,8 @@ def fit(model, steps_per_epoch, batches, config, *, validate=None, after_step=No
     device = device or resolve_device(config.device, config.precision)
     processes = processes or Processes(device.device)
     run = Path(config.run)
+    if device.device.type == "cpu":
+        keep_freed_memory()
     model.to(device.device)
     optimizer = make_optimizer(model, config)
     scaler = torch.amp.GradScaler(device.device.type, enabled=device.dtype is torch.float16)
@@ -212,9 +215,13 @@ def fit(model, steps_per_epoch, batches, config, *, validate=None, after_step=No
                 ({k: v for k, v in x.items() if k.startswith("val_")} for x in reversed(past) if "val_loss" in x), {}
             )
 
-    worker = torch.compile(model, dynamic=True) if config.compile else model
+    if config.compile:  # the trunks, where the time goes; what surrounds them has another shape in every batch
+        for module in model.modules():
+            if isinstance(module, Transformer):
+                module.compile(dynamic=True)
+    worker = model
     if processes.world > 1:
-        worker = DistributedDataParallel(worker, broadcast_buffers=False, find_unused_parameters=True)
+        worker = DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=True)
 
     def save():
         if processes.main:
@@ -296,6 +303,7 @@ def fit(model, steps_per_epoch, batches, config, *, validate=None, after_step=No
                 window.clear()
                 mark, window_steps, pause = time.perf_counter(), 0, 0.0
             if validate and (ends_epoch or (config.eval_every and step % config.eval_every == 0)):
+                device.synchronize()
                 pausing = time.perf_counter()
                 validation = {f"val_{name}": v for name, v in validate(model).items()}
                 log(step=step, epoch=round(step / steps_per_epoch, 3), **validation)
@@ -309,6 +317,7 @@ def fit(model, steps_per_epoch, batches, config, *, validate=None, after_step=No
                     bar.write(f"epoch {step / steps_per_epoch:g}, validation: {told}", file=sys.stderr)
                 pause += time.perf_counter() - pausing
             if step % config.save_every == 0 or ends_epoch or stopping:
+                device.synchronize()
                 pausing = time.perf_counter()
                 clock["total"] += pausing - began
                 began = pausing
@@ -372,7 +381,7 @@ def open_run(config, given, cls, free=()):
     if not started:
         raise UserError(f"--resume: there is no checkpoint in {run} (no state.pt); leave --resume out to start the run")
     free = {"run", "resume", "overwrite", "device", "precision", "compile", "epochs", "max_steps", "grad_accum",
-            "log_every", "save_every", "data_dir", *free}  # fmt: skip
+            "log_every", "save_every", "eval_every", "data_dir", *free}  # fmt: skip
     try:
         saved = from_dict(cls, json.loads((run / "config.json").read_text()), run / "config.json")
     except (OSError, json.JSONDecodeError) as error:
@@ -431,9 +440,9 @@ def final_evaluation(model, examples, train_examples):
 
 def main():
     config, given = parse(Config, PRESETS, __doc__.split("\n\n")[0])
+    config = open_run(config, given, Config)
     if config.answer_view == "solution" and config.mask != "causal":
         raise UserError("--answer-view solution shows the worked solution: it wants --mask causal, the language model")
-    config = open_run(config, given, Config)
     device = resolve_device(config.device, config.precision)
     processes = Processes(device.device)
     say = print if processes.main else (lambda *a, **k: None)
@@ -455,6 +464,11 @@ def main():
         raise UserError(
             f"a batch of {min(config.batch_size, len(train))} is less than an example for each of the "
             f"{processes.world * config.grad_accum} micro-batches"
+        )
+    if config.answer_view == "solution" and train.m.max() >= config.max_new_tokens:
+        raise UserError(
+            f"the longest worked solution has {train.m.max()} tokens: --max-new-tokens {config.max_new_tokens} cuts it "
+            f"before its answer; give {train.m.max() + 1} or more"
         )
     steps_per_epoch, batches = make_batches(train, config, processes.rank, processes.world)
     read = time.perf_counter() - began

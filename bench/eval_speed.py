@@ -71,6 +71,7 @@ def main():
         "questions_per_second": {name: spread(v) for name, v in rate.items()},
         "ours_over": {name: spread([a / b for a, b in zip(rate["ours"], rate[name], strict=True)]) for name in slow},
         "same_answers": same / compared, "compared": compared,
+        "distinct_answers": len({row["prediction"] for row in rows}),
     }  # fmt: skip
     print(f"\n{result['hardware']}: {model.n_params() / 1e6:.1f}M parameters, {len(examples):,} questions, "
           f"{result['tokens_decoded_per_question']:.1f} tokens decoded a question\n")  # fmt: skip
@@ -78,7 +79,7 @@ def main():
     for name in slow:
         over = result["ours_over"][name]
         print(f"{name:<14}ours is faster by {over['median']:.1f}x ({over['min']:.1f} to {over['max']:.1f})")
-    print(f"same answers  {same} of {compared}")
+    print(f"same answers  {same} of {compared}; {result['distinct_answers']} distinct ones")
     path = Path(config.out or ROOT / "results" / f"eval_speed_{device.device.type}.json")
     write_json(path, result)
     print(f"wrote {os.path.relpath(path)}")

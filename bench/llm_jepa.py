@@ -1,4 +1,4 @@
-"""The peer: Hugging Face's GPT-2 trained as LLM-JEPA does it, a language-model pass and a separate pass for each view.
+"""The peer: Hugging Face's GPT-2 trained as LLM-JEPA was first published, a pass for the text and one for each view.
 
 LLM-JEPA (Huang, LeCun, Balestriero 2025, arXiv 2509.14252, section 3): cross-entropy on question and answer, plus
 lambda * (1 - cos) between the last hidden states of [question, predictor token] and of the answer, each view encoded in

@@ -1,6 +1,6 @@
 """Training speed: ours, its peers and the hardware's own limit, in alternation, in one run.
 
-    python -m bench.train_speed --data-dir DIR              GSM8K, 45M parameters, about 15 minutes on two CPU cores
+    python -m bench.train_speed --data-dir DIR              GSM8K, 45M parameters, about 20 minutes on two CPU cores
     python -m bench.train_speed --data-dir DIR --device cuda --batch-size 256 --scale 64 128 256 512
 
     ours             train.fit as train.py calls it
@@ -9,23 +9,24 @@
     straightforward  bench/straightforward.py: random padded batches, dense masks, logits everywhere, .item() each step
     llm_jepa         bench/llm_jepa.py: transformers' GPT-2, a language-model pass plus a pass for each view
 
-All train on the same examples: those of real optimiser steps of ours, from short to long questions. Beside them the
-rate of large matrix products, and the share of it that is useful: 6 FLOPs a parameter and real token, the output
-layer's at targets only.
+Each is timed in a process of its own, and all train on the same examples: those of real optimiser steps of ours, from
+short to long questions. Beside them the rate of large matrix products, and the share of it that is useful: 6 FLOPs a
+parameter and real token, the output layer's at targets only.
 
 Writes results/train_speed_<device>.json.
 """
 
 import itertools
+import multiprocessing
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ import torch
 
 from bench.llm_jepa import LLMJEPA
 from bench.straightforward import plain_loss
-from config import PRESETS, Config, keep_freed_memory, opt, parse, resolve_device, run_main, write_json
+from config import PRESETS, Config, UserError, opt, parse, resolve_device, run_main, write_json
 from data import Encoded, epoch_order, load_splits, make_batches, train_tokenizer
 from model import NanoJEPA
 from train import Processes, fit
@@ -69,8 +70,9 @@ def matmul_rate(device):
     return 2 * n**3 / best
 
 
-def time_fit(config, data, device):
-    """Seconds of the timed steps of `train.fit` on the Encoded `data`."""
+def time_fit(config, data):
+    """Seconds of one epoch of `train.fit` on the Encoded `data`."""
+    device = resolve_device(config.device, config.precision)
     torch.manual_seed(config.seed)
     model = NanoJEPA(config)
     model.tokenizer = data.tokenizer
@@ -79,28 +81,34 @@ def time_fit(config, data, device):
     silent.main = False  # no bar, no log, no checkpoint
 
     def stamp():
-        if next(done) in (WARM_UP, total):
+        if next(done) in (WARM_UP, WARM_UP + n):
             device.synchronize()
             stamps.append(time.perf_counter())
 
-    total = WARM_UP + n  # the warm-up takes the epoch's first steps, then comes the whole epoch
-    again = lambda epoch, k: batches(0, (k - WARM_UP) % n)  # noqa: E731
     config = replace(config, epochs=1, log_every=10**9, save_every=10**9)
-    fit(model, total, again, config, after_step=stamp, processes=silent, device=device)
+    fit(model, WARM_UP + n, lambda epoch, k: batches(0, (k - WARM_UP) % n), config,
+        after_step=stamp, processes=silent, device=device)  # fmt: skip
     return stamps[1] - stamps[0]
 
 
-def time_plain(model, loss, data, config, device):
-    """Seconds of one epoch in random order of the plain loop; `loss(model, pairs)` -> (loss, terms)."""
-    keep_freed_memory(False)  # resolve_device has switched it on; it is none of the plain way
+def time_plain(config, data, peer):
+    """Seconds of one epoch, in random order, of a plain loop over `straightforward` or `llm_jepa`."""
+    device = resolve_device(config.device, config.precision)
+    torch.manual_seed(config.seed)
+    if peer == "straightforward":
+        model, loss = NanoJEPA(config), plain_loss
+        model.tokenizer = data.tokenizer
+    else:
+        model, loss = LLMJEPA(config, data.tokenizer), LLMJEPA.loss
     model.to(device.device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    fused = peer == "llm_jepa"  # the default of transformers' Trainer
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=fused)
     rows = [row.tolist() for row in np.split(data.tokens, data.start[1:])]
     pairs = [(row[:n], row[n + 2 : -1]) for row, n in zip(rows, data.n.tolist(), strict=True)]
     order = np.random.default_rng(config.seed).permutation(len(pairs))
     chunks = [order[i : i + config.batch_size] for i in range(0, len(order), config.batch_size)]
-    for step, chunk in enumerate([*chunks[:WARM_UP], *chunks]):
-        if step == WARM_UP:
+    for step, chunk in enumerate([*chunks[-WARM_UP:], *chunks]):
+        if step == min(WARM_UP, len(chunks)):
             device.synchronize()
             began = time.perf_counter()
         with device.autocast():
@@ -111,9 +119,23 @@ def time_plain(model, loss, data, config, device):
         optimizer.zero_grad()
         _ = {name: term.item() for name, term in terms.items()}
     device.synchronize()
-    seconds = time.perf_counter() - began
-    keep_freed_memory(device.device.type == "cpu")
-    return seconds
+    return time.perf_counter() - began
+
+
+def _with_memory(function, args):
+    seconds = function(*args)
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return seconds, torch.cuda.max_memory_allocated() / 2**30
+    unit = 2**30 if sys.platform == "darwin" else 2**20  # ru_maxrss: bytes there, KiB elsewhere
+    return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def alone(function, *args):
+    """Run in a fresh process -> (seconds, GiB at most in use): no system inherits another's heap or settings.
+
+    The memory is what PyTorch allocated on a GPU, and what was resident on a CPU, libraries included."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_with_memory, (function, args))
 
 
 def useful_flops(model, data):
@@ -130,20 +152,6 @@ def subset(data, config, n, epoch):
     steps = sorted(epoch_order(data.length, config.batch_size, config.seed, epoch), key=lambda i: data.length[i].sum())
     picked = np.concatenate([steps[(2 * k + 1) * len(steps) // (2 * n)] for k in range(n)])
     return Encoded([data.examples[i] for i in picked], data.tokenizer, data.block_size, isolated=data.isolated)
-
-
-def peak_memory(device, function):
-    """Run `function` -> (its result, GiB at most in use): allocated by torch on a GPU, resident on Linux, else None."""
-    if device.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        return function(), torch.cuda.max_memory_allocated() / 2**30
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
-        result = function()
-        line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
-        return result, int(line.split()[1]) / 2**20
-    except OSError:
-        return function(), None
 
 
 def startup(config):
@@ -187,6 +195,10 @@ def hardware(device):
 
 def main():
     config, _ = parse(BenchConfig, PRESETS, __doc__.split("\n\n")[0])
+    plain = ("target", "predictor", "vicreg_var", "vicreg_cov", "sigreg", "decode_pred_weight", "mask", "answer_view")
+    for name in plain:
+        if getattr(config, name) != getattr(Config(), name):
+            raise UserError(f"--{name.replace('_', '-')}: the straightforward loop knows only the default objective")
     device = resolve_device(config.device, config.precision)
     splits = load_splits(config)
     tokenizer = train_tokenizer(config.tokenizer, splits["train"])
@@ -196,50 +208,38 @@ def main():
         Encoded(splits[split], tokenizer, config.block_size)
     tokenised = time.perf_counter() - began
     config = replace(config, vocab_size=tokenizer.n_vocab)
-    causal = replace(config, mask="causal", jepa_weight=0.0, decode_weight=0.0, decode_pred_weight=0.0)
-    plain = replace(config, decode_noise=0.0)
-
-    def fresh(cls, *args):
-        torch.manual_seed(config.seed)
-        return cls(*args)
-
-    def straightforward(part):
-        model = fresh(NanoJEPA, plain)
-        model.tokenizer = tokenizer
-        return time_plain(model, plain_loss, part, config, device)
-
+    causal = replace(config, mask="causal", jepa_weight=0.0, decode_weight=0.0)
     systems = {
-        "ours": lambda part: time_fit(config, part, device),
-        "language_model": lambda part: time_fit(
-            causal, Encoded(part.examples, tokenizer, part.block_size, isolated=False), device
+        "ours": lambda part: alone(time_fit, config, part),
+        "language_model": lambda part: alone(
+            time_fit, causal, Encoded(part.examples, tokenizer, part.block_size, isolated=False)
         ),
-        "packed": lambda part: time_fit(replace(config, batching="packed"), part, device),
-        "straightforward": straightforward,
-        "llm_jepa": lambda part: time_plain(fresh(LLMJEPA, config, tokenizer), LLMJEPA.loss, part, config, device),
+        "packed": lambda part: alone(time_fit, replace(config, batching="packed"), part),
+        "straightforward": lambda part: alone(time_plain, replace(config, decode_noise=0.0), part, "straightforward"),
+        "llm_jepa": lambda part: alone(time_plain, config, part, "llm_jepa"),
     }
     if config.compile:
-        systems["eager"] = lambda part: time_fit(replace(config, compile=False), part, device)
-    model = fresh(NanoJEPA, config)
+        systems["eager"] = lambda part: alone(time_fit, replace(config, compile=False), part)
+    model = NanoJEPA(config)
     rates, share, product = {name: [] for name in systems}, {name: [] for name in systems}, []
-    time_fit(config, subset(data, config, 2, 0), device)  # the process itself is cold only once
+    scaling = {size: [] for size in map(int, config.scale)}
     for i in range(config.rounds):
         part = subset(data, config, config.steps, i)
         product.append(matmul_rate(device))
         for name in list(systems)[:: 1 if i % 2 == 0 else -1]:  # there and back: whoever runs first, runs last next
-            seconds = systems[name](part)
+            seconds, _ = systems[name](part)
             rates[name].append(len(part) / seconds)
             share[name].append(useful_flops(model, part) / seconds / product[-1])
             print(f"round {i + 1}  {name:<16}{rates[name][-1]:9.2f} examples/s", flush=True)
-
-    scaling = []
-    for size in map(int, config.scale):
-        scaled = replace(config, batch_size=size)
-        part = subset(data, scaled, 2, 0)
-        run = partial(time_fit, scaled, part, device)
-        seconds, memory = peak_memory(device, run)
-        tokens = float(part.length.mean() * size)
-        scaling.append({"batch_size": size, "tokens": tokens, "examples_per_second": len(part) / seconds,
-                        "peak_memory_gib": memory})  # fmt: skip
+        for size in scaling:
+            scaled = replace(config, batch_size=size)
+            part = subset(data, scaled, 2, i)
+            seconds, memory = alone(time_fit, scaled, part)
+            scaling[size].append((part.length.mean() * size, len(part) / seconds, part.length.sum() / seconds, memory))
+    names = ("tokens", "examples_per_second", "tokens_per_second", "peak_memory_gib")
+    scaling = [{"batch_size": size} | {name: spread([float(x) for x in column])
+                                       for name, column in zip(names, zip(*rows, strict=True), strict=True)}
+               for size, rows in scaling.items()]  # fmt: skip
 
     result = {
         "hardware": hardware(device), "device": device.why, "torch": torch.__version__, "n_params": model.n_params(),
@@ -266,10 +266,12 @@ def main():
         print(f"{line:<68}{used['median']:>10.0%}")
     rate = result["matmul_gflops"]
     print(f"matrix products   {rate['median']:,.0f} GFLOP/s ({rate['min']:,.0f} to {rate['max']:,.0f})\n")
-    print(f"{'batch':>8}{'tokens':>10}{'examples/s':>14}{'peak memory, GiB':>20}")
+    print(f"{'batch':>8}{'tokens':>10}{'tokens/s':>22}{'peak memory, GiB':>20}")
     for row in scaling:
-        memory = "-" if row["peak_memory_gib"] is None else f"{row['peak_memory_gib']:.2f}"
-        print(f"{row['batch_size']:>8}{row['tokens']:>10,.0f}{row['examples_per_second']:>14.2f}{memory:>20}")
+        rate = row["tokens_per_second"]
+        told = f"{rate['median']:,.0f} ({rate['min']:,.0f} to {rate['max']:,.0f})"
+        memory = row["peak_memory_gib"]["max"]
+        print(f"{row['batch_size']:>8}{row['tokens']['median']:>10,.0f}{told:>22}{memory:>20.2f}")
     print(f"\nfirst step after {result['startup_seconds']:.1f} s; the data set tokenised in {tokenised:.2f} s")
     path = Path(config.out or ROOT / "results" / f"train_speed_{device.device.type}.json")
     write_json(path, result)

@@ -111,7 +111,8 @@ def lam(runs):
             axis.set(title=title, xlabel="λ")
             axis.set_ylim(bottom=min(0, axis.get_ylim()[0]))
             axis.grid(alpha=0.3)
-        row[0].set_ylabel(PARTS[part], fontsize=11)
+        full = "--preset" not in next(iter(settings.values()))["options"]
+        row[0].set_ylabel("GSM8K, 45M parameters" if full else PARTS[part], fontsize=11)
     for axis in axes[0]:
         axis.legend(fontsize=7)
     return figure

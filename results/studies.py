@@ -1,13 +1,13 @@
 """The studies of README.md and results/README.md: train their runs, measure them, write JSON, table and figure.
 
-    python results/studies.py leak                     the word problems, no download
+    python results/studies.py leak --only words        the word problems, no download
     python results/studies.py lambda --data-dir DIR    and the part on GSM8K
-    python results/studies.py all --data-dir DIR --jobs 2
+    python results/studies.py all --data-dir DIR --jobs 2 && python results/figures.py
 
 Each run is a `python train.py OPTIONS` that is printed as it starts. What is finished stays, what was interrupted
 resumes; `--jobs` trainings go side by side, each on its share of the cores.
 
-Writes results/<study>.json and results/<study>.png: means over seeds, and the standard deviation (n - 1) beside them.
+Writes results/<study>.json: means over seeds, the standard deviation (n - 1) beside them, and the options of each run.
 """
 
 import argparse
@@ -154,7 +154,9 @@ def measure(options, seed, args):
     result |= {name: summary[name] for name in ("n_params", "steps", "train_seconds")}
     passes = (model.config.decode_weight > 0) + (model.config.decode_pred_weight > 0)
     tokens = test.length.mean() + passes * (test.m + 1).mean()  # an example's, in both passes
-    result["flops_per_example"] = 6.0 * summary["n_params"] * float(tokens)
+    targets = (test.n - 1).mean() + max(1, passes) * (test.m + 1).mean()  # the output layer is needed there only
+    head = model.embed.weight.numel()
+    result["flops_per_example"] = 6.0 * float((summary["n_params"] - head) * tokens + head * targets)
     size = model.config.batch_size
     result["curve"] = [{"examples": x["step"] * size, "exact_match": x["val_exact_match"]}
                        for x in checks if "val_exact_match" in x]  # fmt: skip
@@ -290,13 +292,13 @@ def main(argv=None):
         if study == "similar":
             table = similar_questions(args)
         else:
-            table = {name: {"options": o} | summarise([measure(o, s, args) for s in args.seeds])
+            table = {name: {"options": o, "seeds": list(args.seeds)} | summarise([measure(o, s, args) for s in args.seeds])
                      for name, o in STUDIES[study].items() if o in jobs}  # fmt: skip
             print_table(table)
         path = args.out / f"{study}.json"
         if args.only and path.is_file():  # the other part stays
             table = json.loads(path.read_text())["runs"] | table
-        write_json(path, {"seeds": list(args.seeds), "runs": table})
+        write_json(path, {"runs": table})
 
 
 if __name__ == "__main__":

@@ -233,12 +233,17 @@ def test_the_complex_rotation_equals_the_real_one():
     torch.testing.assert_close(rotate(x, turn), real)
 
 
-def test_the_compiled_model_equals_the_eager_one():
+def test_the_compiled_trunk_equals_the_eager_one_and_compiles_once_for_all_batches():
     """Captured by torch.compile and run without code generation: a minute of C++ compilation proves no more."""
-    model, data = tiny_model(n_layer=1), encoded(PROBLEMS[:8])
-    compiled = torch.compile(model, backend="aot_eager", dynamic=True)
-    for batch in (data.batch(range(8)), data.batch(range(3))):
+    model, compiled = tiny_model(), tiny_model()
+    compiled.trunk.compile(backend="aot_eager", dynamic=True)
+    data = encoded()
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    for size in (8, 5, 12, 20, 3):
+        batch = data.batch(range(size, 2 * size))
         assert_same(losses(model, [batch]), losses(compiled, [batch]))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2, "one with a mask, one causal"
 
 
 # ---------------------------------------------------------------------------------- objective and options
@@ -379,6 +384,26 @@ def test_the_chunked_token_loss_equals_cross_entropy_in_value_and_gradients(chun
     torch.testing.assert_close(fast, (h.grad, w.grad))
     with torch.no_grad():
         assert torch.equal(token_loss(h, w, target, scale)[0], loss)
+
+
+def test_the_token_loss_in_half_precision_keeps_small_gradients():
+    """The gradient is computed before any loss scale is known: 1/targets must not meet fp16's smallest number."""
+    h, w = torch.randn(40, 16), torch.randn(300, 16)
+    target, scale = torch.randint(0, 300, (40,)), torch.full((40,), 1e-5)
+    found = []
+    for dtype in (None, torch.bfloat16):
+        a, b = h.clone().requires_grad_(), w.clone().requires_grad_()
+        with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
+            token_loss(a, b, target, scale)[0].backward()
+        found.append((a.grad, b.grad))
+    for exact, half in zip(*found, strict=True):
+        assert (exact - half).norm() < 0.02 * exact.norm() and exact.norm() > 0
+
+
+def test_a_token_loss_of_weight_zero_has_no_gradient():
+    h, w = torch.randn(5, 8, requires_grad=True), torch.randn(11, 8, requires_grad=True)
+    token_loss(h, w, torch.arange(5), torch.zeros(5))[0].backward()
+    assert not h.grad.any() and not w.grad.any()
 
 
 def test_the_token_loss_of_no_position_is_zero():

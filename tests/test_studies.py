@@ -47,6 +47,7 @@ def test_a_study_trains_measures_and_draws_and_does_not_train_twice(tmp_path, mo
     assert {p.stem for p in tmp_path.glob("*.png")} == {"lambda", "space", "leak", "collapse", "similar"}
 
 
-def test_every_study_that_has_figures_has_them_drawn_from_the_present_json():
-    for name in figures.FIGURES:
-        assert (ROOT / "results" / f"{name}.json").is_file() == (ROOT / "results" / f"{name}.png").is_file(), name
+def test_every_study_in_results_has_its_figure():
+    missing = [n for n in figures.FIGURES if (ROOT / "results" / f"{n}.json").is_file()
+               and not (ROOT / "results" / f"{n}.png").is_file()]  # fmt: skip
+    assert not missing, f"python results/figures.py draws {missing}"

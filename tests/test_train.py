@@ -106,7 +106,10 @@ def test_a_worked_solution_is_for_the_language_model_only(tmp_path):
     options = [*TINY, "--answer-view", "solution", "--run", tmp_path / "r"]
     refused = script("train.py", *options, check=False)
     assert refused.returncode == 1 and "--mask causal" in refused.stderr
-    script("train.py", *options, "--mask", "causal", "--decode-weight", 0, "--jepa-weight", 0, "--max-new-tokens", 40)
+    options += ["--mask", "causal", "--decode-weight", 0, "--jepa-weight", 0]
+    refused = script("train.py", *options, "--max-new-tokens", 4, check=False)
+    assert refused.returncode == 1 and "--max-new-tokens 4 cuts it" in refused.stderr
+    script("train.py", *options, "--max-new-tokens", 40, "--overwrite")
     script("evaluate_accuracy.py", "--run", tmp_path / "r", "--limit", 20)
 
 
