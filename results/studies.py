@@ -292,8 +292,11 @@ def main(argv=None):
         if study == "similar":
             table = similar_questions(args)
         else:
-            table = {name: {"options": o, "seeds": list(args.seeds)} | summarise([measure(o, s, args) for s in args.seeds])
-                     for name, o in STUDIES[study].items() if o in jobs}  # fmt: skip
+            table = {}
+            for name, options in STUDIES[study].items():
+                if options in jobs:
+                    found = summarise([measure(options, seed, args) for seed in args.seeds])
+                    table[name] = {"options": options, "seeds": list(args.seeds)} | found
             print_table(table)
         path = args.out / f"{study}.json"
         if args.only and path.is_file():  # the other part stays
