@@ -26,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -134,8 +135,8 @@ def alone(function, *args):
     """Run in a fresh process -> (seconds, GiB at most in use): no system inherits another's heap or settings.
 
     The memory is what PyTorch allocated on a GPU, and what was resident on a CPU, libraries included."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_with_memory, (function, args))
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_with_memory, function, args).result()
 
 
 def useful_flops(model, data):
@@ -266,12 +267,12 @@ def main():
         print(f"{line:<68}{used['median']:>10.0%}")
     rate = result["matmul_gflops"]
     print(f"matrix products   {rate['median']:,.0f} GFLOP/s ({rate['min']:,.0f} to {rate['max']:,.0f})\n")
-    print(f"{'batch':>8}{'tokens':>10}{'tokens/s':>22}{'peak memory, GiB':>20}")
+    print(f"{'batch':>8}{'tokens':>10}{'tokens/s':>26}{'peak memory, GiB':>20}")
     for row in scaling:
         rate = row["tokens_per_second"]
         told = f"{rate['median']:,.0f} ({rate['min']:,.0f} to {rate['max']:,.0f})"
         memory = row["peak_memory_gib"]["max"]
-        print(f"{row['batch_size']:>8}{row['tokens']['median']:>10,.0f}{told:>22}{memory:>20.2f}")
+        print(f"{row['batch_size']:>8}{row['tokens']['median']:>10,.0f}{told:>26}{memory:>20.2f}")
     print(f"\nfirst step after {result['startup_seconds']:.1f} s; the data set tokenised in {tokenised:.2f} s")
     path = Path(config.out or ROOT / "results" / f"train_speed_{device.device.type}.json")
     write_json(path, result)
