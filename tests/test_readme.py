@@ -33,6 +33,8 @@ def tiny(command, run, folder):
     words = shlex.split(command)[1:]
     if words[:2] == ["-m", "bench.train_speed"]:
         return [*words, *TINY, "--rounds", "1", "--steps", "2", "--scale", "8", "--out", f"{folder}/speed.json"]
+    if words[:2] == ["-m", "bench.jepa_overhead"]:
+        return [*words, *TINY, "--pairs", "4", "--out", f"{folder}/speed.json"]
     if words[:2] == ["-m", "bench.eval_speed"]:
         words += ["--rounds", "1", "--sample", "3", "--out", f"{folder}/speed.json"]
     if words[0] == "train.py":
