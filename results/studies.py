@@ -78,6 +78,7 @@ SPACE = {
     "language model, worked solution": f"{WORDS} {LANGUAGE_MODEL} --answer-view solution --max-new-tokens 32",
 }
 STUDIES = {"leak": LEAK, "lambda": LAMBDA, "space": SPACE, "collapse": COLLAPSE, "lambda-45m": LAMBDA_45M}
+SIMILAR = {"words": "4", "gsm8k": "1"}  # the lambda whose latents are looked at, beside lambda 0
 ON_A_CPU = ("leak", "lambda", "space", "collapse", "similar")  # what `all` means
 
 
@@ -217,7 +218,7 @@ def similar_questions(args):
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     result = {}
-    for part, lam in (("words", "4"), ("gsm8k", "1")):
+    for part, lam in SIMILAR.items():
         if args.only not in (None, part):
             continue
         for seed in args.seeds:
@@ -281,9 +282,8 @@ def main(argv=None):
 
     for study in ON_A_CPU if args.study == "all" else [args.study]:
         if study == "similar":
-            jobs = [
-                LAMBDA[f"{part}, {x}"] for part, x in (("words", "4"), ("words", "0"), ("gsm8k", "1"), ("gsm8k", "0"))
-            ]
+            parts = {part: lam for part, lam in SIMILAR.items() if args.only in (None, part)}
+            jobs = [LAMBDA[f"{part}, {x}"] for part, lam in parts.items() for x in (lam, "0")]
         else:
             jobs = list(STUDIES[study].values())
         jobs = [o for o in jobs if args.only in (None, part_of(o))]

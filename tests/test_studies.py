@@ -9,7 +9,7 @@ from config import PRESETS, Config, parse
 from results import figures, studies
 
 TINY = "--preset quick --n-train 96 --epochs 1 --n-embd 16 --n-head 2 --n-layer 1 --batch-size 16 --tokenizer bpe:400 "
-TINY += "--no-final-eval --eval-every 3 --val-accuracy"
+TINY += "--block-size 128 --no-final-eval --eval-every 3 --val-accuracy"
 
 
 @pytest.mark.parametrize("study", studies.STUDIES)
