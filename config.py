@@ -57,6 +57,7 @@ class LoopConfig:
     max_steps: int = opt(
         0, "stop after this many optimiser steps; the schedule still spans --epochs (0: no limit)", low=0
     )
+    eval_every: int = opt(0, "steps between validations; one also follows each epoch (0: only those)", low=0)
     batch_size: int = opt(32, "examples per optimiser step, over all processes and micro-batches", low=1)
     grad_accum: int = opt(
         1,
@@ -74,9 +75,10 @@ class LoopConfig:
     # device
     device: str = opt("auto", "auto, cpu, cuda, cuda:N or mps; auto takes the best one present")
     precision: str = opt("auto", "matrix products in", ("auto", "fp32", "bf16", "fp16"))
-    compile: bool = opt(False, "torch.compile the model; pays on long GPU runs")
+    compile: bool = opt(
+        False, "torch.compile the trunk, one program for all batch shapes; what it brings is not measured yet"
+    )
     # logging
-    eval_every: int = opt(0, "steps between validations; one also follows each epoch (0: only those)", low=0)
     log_every: int = opt(10, "steps between log lines, the only steps that wait for the device", low=1)
     save_every: int = opt(200, "steps between checkpoints; one is also written after each epoch", low=1)
 

@@ -12,16 +12,14 @@ The two slow ones answer `--sample` questions a round, spread evenly over the sp
 Writes results/eval_speed_<device>.json.
 """
 
-import os
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from bench.straightforward import plain_answer
-from bench.train_speed import ROOT, hardware, spread
-from config import EvalConfig, UserError, opt, parse, resolve_device, run_main, write_json
+from bench.train_speed import hardware, save, spread
+from config import EvalConfig, UserError, opt, parse, resolve_device, run_main
 from evaluate_accuracy import accuracy, load_examples
 from model import load_run
 
@@ -80,9 +78,7 @@ def main():
         over = result["ours_over"][name]
         print(f"{name:<14}ours is faster by {over['median']:.1f}x ({over['min']:.1f} to {over['max']:.1f})")
     print(f"same answers  {same} of {compared}; {result['distinct_answers']} distinct ones")
-    path = Path(config.out or ROOT / "results" / f"eval_speed_{device.device.type}.json")
-    write_json(path, result)
-    print(f"wrote {os.path.relpath(path)}")
+    save(result, config, device, "eval_speed")
 
 
 if __name__ == "__main__":

@@ -9,16 +9,14 @@ pass) predicts the same question and answer tokens.
 Writes results/jepa_overhead_<device>.json.
 """
 
-import os
 import statistics
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
-from bench.train_speed import ROOT, hardware, subset
-from config import PRESETS, Config, keep_freed_memory, opt, parse, resolve_device, run_main, write_json
+from bench.train_speed import hardware, save, subset
+from config import PRESETS, Config, keep_freed_memory, opt, parse, resolve_device, run_main
 from data import Encoded, epoch_order, load_splits, train_tokenizer
 from model import NanoJEPA
 from train import make_optimizer
@@ -83,9 +81,7 @@ def main():
     }  # fmt: skip
     print(f"{result['hardware']}: {len(times)} pairs of steps of {config.batch_size}; the JEPA part adds {median:.1%} "
           f"(quartiles {low:.1%} to {high:.1%}), {result['overhead']['total']:.1%} of the total time")  # fmt: skip
-    path = Path(config.out or ROOT / "results" / f"jepa_overhead_{device.device.type}.json")
-    write_json(path, result)
-    print(f"wrote {os.path.relpath(path)}")
+    save(result, config, device, "jepa_overhead")
 
 
 if __name__ == "__main__":

@@ -194,6 +194,13 @@ def hardware(device):
     return f"{torch.get_num_threads()} threads, {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
 
 
+def save(result, config, device, name):
+    """Write a benchmark's JSON to --out, or into results/."""
+    path = Path(config.out or ROOT / "results" / f"{name}_{device.device.type}.json")
+    write_json(path, result)
+    print(f"wrote {os.path.relpath(path)}")
+
+
 def main():
     config, _ = parse(BenchConfig, PRESETS, __doc__.split("\n\n")[0])
     plain = ("target", "predictor", "vicreg_var", "vicreg_cov", "sigreg", "decode_pred_weight", "mask", "answer_view")
@@ -274,9 +281,7 @@ def main():
         memory = row["peak_memory_gib"]["max"]
         print(f"{row['batch_size']:>8}{row['tokens']['median']:>10,.0f}{told:>26}{memory:>20.2f}")
     print(f"\nfirst step after {result['startup_seconds']:.1f} s; the data set tokenised in {tokenised:.2f} s")
-    path = Path(config.out or ROOT / "results" / f"train_speed_{device.device.type}.json")
-    write_json(path, result)
-    print(f"wrote {os.path.relpath(path)}")
+    save(result, config, device, "train_speed")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The studies of README.md and results/README.md: train their runs, measure them, write JSON, table and figure.
+"""The studies of README.md and results/README.md: train their runs, measure them, write JSON and print a table.
 
     python results/studies.py leak --only words        the word problems, no download
     python results/studies.py lambda --data-dir DIR    and the part on GSM8K
@@ -27,7 +27,7 @@ import torch.nn.functional as F
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from config import PRESETS, Config, parse, resolve_device, write_json  # noqa: E402
+from config import PRESETS, Config, UserError, parse, resolve_device, run_main, write_json  # noqa: E402
 from data import Encoded, load_splits  # noqa: E402
 from eval_alignment import alignment, neighbours, untrained  # noqa: E402
 from evaluate_accuracy import accuracy, by_length  # noqa: E402
@@ -130,8 +130,10 @@ def train(options, seed, args):
     print("python train.py", shlex.join(words), flush=True)
     threads = str(max(1, os.cpu_count() // args.jobs))
     with open(folder / "train.txt", "w") as output:
-        subprocess.run([sys.executable, ROOT / "train.py", *words], stdout=output, stderr=subprocess.STDOUT, check=True,
-                       env=os.environ | {"OMP_NUM_THREADS": threads})  # fmt: skip
+        done = subprocess.run([sys.executable, ROOT / "train.py", *words], stdout=output, stderr=subprocess.STDOUT,
+                              env=os.environ | {"OMP_NUM_THREADS": threads})  # fmt: skip
+    if done.returncode:
+        raise UserError(f"a training failed: {(folder / 'train.txt').read_text().strip().splitlines()[-1]}")
 
 
 # --------------------------------------------------------------------------------------------- measures
@@ -305,4 +307,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)
