@@ -99,8 +99,8 @@ class Config(LoopConfig):
         0, "GSM8K: variants of each training question with other numbers, through its calculations", low=0
     )
     n_train: int = opt(50_000, "word problems: training problems generated", low=1)
-    answer_view: str = opt("answer", "the answer view holds the answer, or the worked solution (--mask causal only)",
-                           ("answer", "solution"))  # fmt: skip
+    answer_view: str = opt("answer", "what the answer view holds; more than the answer is for --mask causal",
+                           ("answer", "solution", "equations"))  # fmt: skip
     tokenizer: str = opt("gpt2", "gpt2 (tiktoken) or bpe:N, trained on the training split with N entries")
     batching: str = opt("grouped", "grouped: rows of one example, like lengths together; packed: rows of several",
                         ("grouped", "packed"))  # fmt: skip

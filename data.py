@@ -1,7 +1,8 @@
 """Questions and answers: where they come from, how they become tokens, how tokens become batches.
 
 An example is a question and its final answer; nanoJEPA never sees a chain of thought. (Its baseline, an ordinary
-language model, may: `answer_view = solution` puts the worked solution where the answer stands.)
+language model, may: `answer_view = solution` puts the worked solution where the answer stands, `equations` only its
+calculations.)
 
     question  "Tom has 12 pears. Ana gives Tom 7 more pears. How many pears does Tom have?"
     answer    "19"
@@ -75,8 +76,14 @@ def solution_ops(text):
 
 
 def answer_text(example, view):
-    """What the answer view holds: the final answer, or the worked solution without calculator annotations."""
-    return example.answer if view == "answer" else re.sub(r"<<[^>]*>>", "", example.solution)
+    """What the answer view holds: the final answer, the worked solution without calculator annotations, or only its
+    equations (GSM8K's annotations, '48/2=24, 48+24=72 #### 72'; all of a solution that has none, and is equations)."""
+    if view == "answer":
+        return example.answer
+    equations = re.findall(r"<<([^>]*)>>", example.solution)
+    if view == "equations" and (equations or "\n" in example.solution):
+        return f"{', '.join(equations)} #### {example.answer}".strip()
+    return re.sub(r"<<[^>]*>>", "", example.solution)
 
 
 _NUMBER_TEXT = r"\d+(?:,\d{3})*(?:\.\d+)?"

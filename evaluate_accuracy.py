@@ -33,7 +33,7 @@ def wilson(hits, n):
 
 def final_answer(model, text):
     """What the model wrote -> its answer: all of it, or what follows the #### of a worked solution ("" if none)."""
-    return (parse_answer(text) or "") if model.config.answer_view == "solution" else text
+    return (parse_answer(text) or "") if model.config.answer_view != "answer" else text
 
 
 def by_length(model, questions, batch_size, progress=None):

@@ -72,11 +72,16 @@ def rotate(x, turn):
 
 
 class Attention(nn.Module):
-    """Multi-head attention with rotary positions; optionally QK-Norm without parameters."""
+    """Multi-head attention with rotary positions; optionally QK-Norm without parameters.
+
+    Under QK-Norm a logit is a cosine times a constant: 12, which Henry et al. 2020 (arXiv 2010.04245) begin with for
+    about 64 tokens, log2(L² - L). With D^½ heads of 24 or 32 channels could not look at a single token.
+    """
 
     def __init__(self, n_embd, n_head, qk_norm):
         super().__init__()
         self.n_head, self.qk_norm = n_head, qk_norm
+        self.scale = 12 * n_head / n_embd if qk_norm else None  # rms_norm leaves vectors of norm D^½
         self.qkv = nn.Linear(n_embd, 3 * n_embd, bias=False)
         self.proj = nn.Linear(n_embd, n_embd, bias=False)
 
@@ -90,16 +95,16 @@ class Attention(nn.Module):
             if cache:
                 k, v = torch.cat((cache[0], k), 2), torch.cat((cache[1], v), 2)
             cache[:] = k, v
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)  # (B, H, T, D)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=self.scale)
         return self.proj(y.transpose(1, 2).reshape(B, T, C))
 
 
 class Block(nn.Module):
     """Pre-norm Transformer block with a SiLU-gated feed-forward network (Shazeer 2020, arXiv 2002.05202)."""
 
-    def __init__(self, n_embd, n_head, dropout, norm, qk_norm):
+    def __init__(self, n_embd, n_head, dropout, norm, qk_norm, n_hidden=None):
         super().__init__()
-        hidden = -(-8 * n_embd // 3 // 32) * 32  # two thirds of 4C: a gate costs a third matrix
+        hidden = n_hidden or -(-8 * n_embd // 3 // 32) * 32  # two thirds of 4C: a gate costs a third matrix
         self.norm1, self.norm2 = norm(n_embd), norm(n_embd)
         self.attn = Attention(n_embd, n_head, qk_norm)
         self.up = nn.Linear(n_embd, 2 * hidden, bias=False)
@@ -115,18 +120,19 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """The trunk all three systems share: (B, T, C) embeddings in, (B, T, C) normalised states out.
 
-    `norm` is LayerNorm without bias by default: on a CPU it is one fused kernel, RMSNorm is six.
+    `norm` is LayerNorm without bias by default: on a CPU it is one fused kernel, RMSNorm is six. With `ends` off what
+    comes in and what goes out is left as it is.
     """
 
-    def __init__(self, n_layer, n_embd, n_head, dropout=0.0, norm=None, qk_norm=False):
+    def __init__(self, n_layer, n_embd, n_head, dropout=0.0, norm=None, qk_norm=False, n_hidden=None, ends=True):
         super().__init__()
         if n_embd % (2 * n_head):
             raise UserError(f"--n-embd {n_embd} must be a multiple of twice --n-head {n_head}")
         norm = norm or (lambda c: nn.LayerNorm(c, bias=False))
         self.dim = n_embd // n_head
         self.dropout = nn.Dropout(dropout)
-        self.norm_in, self.norm_out = norm(n_embd), norm(n_embd)
-        self.blocks = nn.ModuleList(Block(n_embd, n_head, dropout, norm, qk_norm) for _ in range(n_layer))
+        self.norm_in, self.norm_out = (norm(n_embd) if ends else nn.Identity() for _ in range(2))
+        self.blocks = nn.ModuleList(Block(n_embd, n_head, dropout, norm, qk_norm, n_hidden) for _ in range(n_layer))
         for name, p in self.named_parameters():
             if p.dim() == 2:  # GPT-2: residual branches start small, so that depth does not grow the stream
                 residual = name.endswith(("proj.weight", "down.weight"))

@@ -86,42 +86,57 @@ def read_log(run):
     return [x for x in lines if "loss" in x], [x for x in lines if "val_loss" in x]
 
 
-def plot_curves(run):
-    """log.jsonl -> token_loss_curve.png and jepa_loss_curve.png, training and validation, controls beside the claim."""
+def draw_curve(path, lines, title, ylabel, scale="linear"):
+    """A figure of curves over optimiser steps: `lines` are (label, log lines, key, transform, style) -> PNG."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    for label, rows, key, transform, style in lines:
+        points = [(x["step"], transform(x[key])) for x in rows if key in x]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, **style)
+    axes.set(title=title, xlabel="optimiser step", ylabel=ylabel, yscale=scale)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with atomic(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
+    plt.close(figure)
+
+
+BLUE, ORANGE = "#0072B2", "#D55E00"  # Okabe-Ito, distinct for colour-blind readers
+THIN, DOTS = dict(alpha=0.6, linewidth=1), dict(marker="o", markersize=3)
+
+
+def plot_curves(run):
+    """log.jsonl -> token_loss_curve.png and jepa_loss_curve.png, training and validation, controls beside the claim."""
     train, val = read_log(run)
-
-    def draw(name, title, ylabel, series, scale="linear"):
-        figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-        for label, lines, key, transform, style in series:
-            points = [(x["step"], transform(x[key])) for x in lines if key in x]
-            if points:
-                axes.plot(*zip(*points, strict=True), label=label, **style)
-        axes.set(title=title, xlabel="optimiser step", ylabel=ylabel, yscale=scale)
-        axes.grid(alpha=0.3)
-        axes.legend()
-        with atomic(Path(run) / name) as path:
-            figure.savefig(path, dpi=150, format="png")
-        plt.close(figure)
-
-    blue, orange = "#0072B2", "#D55E00"  # Okabe-Ito, distinct for colour-blind readers
     same, one_minus = (lambda v: v), (lambda v: 1 - v)
-    thin, dots = dict(alpha=0.6, linewidth=1), dict(marker="o", markersize=3)
-    draw("token_loss_curve.png", "Token loss: question, and answer decoded from its latent",
-         "cross-entropy (nats per token, terms added)",
-         [("train", train, "token_loss", same, dict(color=blue, **thin)),
-          ("validation", val, "val_token_loss", same, dict(color=orange, **dots))], scale="log")  # fmt: skip
-    draw("jepa_loss_curve.png", "JEPA loss beside its control: the latent of another answer",
-         "1 − cosine of the predicted latent",
-         [("train, own answer", train, "jepa_loss", same, dict(color=blue, **thin)),
-          ("train, another answer (control)", train, "cos_other", one_minus, dict(color=blue, linestyle=":", **thin)),
-          ("validation, own answer", val, "val_jepa_loss", same, dict(color=orange, **dots)),
-          ("validation, another answer (control)", val, "val_cos_other", one_minus,
-           dict(color=orange, linestyle=":", **dots))])  # fmt: skip
+    draw_curve(Path(run) / "token_loss_curve.png",
+               [("train", train, "token_loss", same, dict(color=BLUE, **THIN)),
+                ("validation", val, "val_token_loss", same, dict(color=ORANGE, **DOTS))],
+               "Token loss: question, and answer decoded from its latent",
+               "cross-entropy (nats per token, terms added)", "log")  # fmt: skip
+    draw_curve(Path(run) / "jepa_loss_curve.png",
+               [("train, own answer", train, "jepa_loss", same, dict(color=BLUE, **THIN)),
+                ("train, another answer (control)", train, "cos_other", one_minus,
+                 dict(color=BLUE, linestyle=":", **THIN)),
+                ("validation, own answer", val, "val_jepa_loss", same, dict(color=ORANGE, **DOTS)),
+                ("validation, another answer (control)", val, "val_cos_other", one_minus,
+                 dict(color=ORANGE, linestyle=":", **DOTS))],
+               "JEPA loss beside its control: the latent of another answer",
+               "1 − cosine of the predicted latent")  # fmt: skip
+
+
+def plot_loss(run, title):
+    """log.jsonl -> loss_curve.png, for the systems whose loss is a single term."""
+    train, val = read_log(run)
+    draw_curve(Path(run) / "loss_curve.png",
+               [("train", train, "loss", float, dict(color=BLUE, **THIN)),
+                ("validation", val, "val_loss", float, dict(color=ORANGE, **DOTS))],
+               title, "loss (per predicted token)", "log")  # fmt: skip
 
 
 def describe(batch, tokenizer, mask):
@@ -164,7 +179,14 @@ class Processes:
 # ---------------------------------------------------------------------------------------------- the loop
 
 
-BAR = {"loss": "loss", "token_loss": "token", "jepa_loss": "jepa", "cos_own": "cos", "cos_other": "other"}  # shown
+BAR = {
+    "loss": "loss",
+    "token_loss": "token",
+    "jepa_loss": "jepa",
+    "cos_own": "cos",
+    "cos_other": "other",
+    "chain_accuracy": "right",
+}  # shown
 
 
 def fit(model, steps_per_epoch, batches, config, *, validate=None, after_step=None, processes=None, device=None):
@@ -441,8 +463,8 @@ def final_evaluation(model, examples, train_examples):
 def main():
     config, given = parse(Config, PRESETS, __doc__.split("\n\n")[0])
     config = open_run(config, given, Config)
-    if config.answer_view == "solution" and config.mask != "causal":
-        raise UserError("--answer-view solution shows the worked solution: it wants --mask causal, the language model")
+    if config.answer_view != "answer" and config.mask != "causal":
+        raise UserError(f"--answer-view {config.answer_view} shows how: it wants --mask causal, the language model")
     device = resolve_device(config.device, config.precision)
     processes = Processes(device.device)
     say = print if processes.main else (lambda *a, **k: None)
@@ -465,10 +487,10 @@ def main():
             f"a batch of {min(config.batch_size, len(train))} is less than an example for each of the "
             f"{processes.world * config.grad_accum} micro-batches"
         )
-    if config.answer_view == "solution" and train.m.max() >= config.max_new_tokens:
+    if config.answer_view != "answer" and train.m.max() >= config.max_new_tokens:
         raise UserError(
-            f"the longest worked solution has {train.m.max()} tokens: --max-new-tokens {config.max_new_tokens} cuts it "
-            f"before its answer; give {train.m.max() + 1} or more"
+            f"the longest {config.answer_view} has {train.m.max()} tokens: --max-new-tokens {config.max_new_tokens} "
+            f"cuts it before its answer; give {train.m.max() + 1} or more"
         )
     steps_per_epoch, batches = make_batches(train, config, processes.rank, processes.world)
     read = time.perf_counter() - began

@@ -44,6 +44,11 @@ WORDS = "--preset quick --epochs 2 --eval-every 350 --val-accuracy --no-final-ev
 SHORT = "--preset quick --epochs 1 --no-final-eval"
 GSM8K = "--preset gsm8k-small --tokenizer bpe:2048 --n-embd 96 --n-head 4 --epochs 2 --no-final-eval"
 LANGUAGE_MODEL = "--mask causal --jepa-weight 0 --decode-weight 0"
+SCRATCH = (
+    "--preset gsm8k-small --tokenizer bpe:2048 --n-embd 128 --n-head 4 --batch-size 32 --lr 2e-3"
+    " --question-weight 0.1 --val-accuracy --no-final-eval"
+)
+EQUATIONS = f"{LANGUAGE_MODEL} --answer-view equations --max-new-tokens 160"
 
 LEAK = {
     "words, jepa": f"{WORDS} --jepa-weight 4",
@@ -77,7 +82,23 @@ SPACE = {
     "language model": f"{WORDS} {LANGUAGE_MODEL}",
     "language model, worked solution": f"{WORDS} {LANGUAGE_MODEL} --answer-view solution --max-new-tokens 32",
 }
-STUDIES = {"leak": LEAK, "lambda": LAMBDA, "space": SPACE, "collapse": COLLAPSE, "lambda-45m": LAMBDA_45M}
+FROM_SCRATCH = {  # how high GSM8K goes: about 55,000 examples each, whatever they are made of
+    "latent": f"{SCRATCH} --epochs 8 --jepa-weight 4",
+    "latent, variants": f"{SCRATCH} --epochs 3 --variants 4 --jepa-weight 4",
+    "direct": f"{SCRATCH} --epochs 8 {LANGUAGE_MODEL}",
+    "direct, variants": f"{SCRATCH} --epochs 3 --variants 4 {LANGUAGE_MODEL}",
+    "solution": f"{SCRATCH} --epochs 8 {LANGUAGE_MODEL} --answer-view solution --max-new-tokens 512 --block-size 768",
+    "equations": f"{SCRATCH} --epochs 8 {EQUATIONS} --block-size 384",
+    "equations, variants": f"{SCRATCH} --epochs 3 --variants 4 {EQUATIONS} --block-size 384",
+}
+STUDIES = {
+    "leak": LEAK,
+    "lambda": LAMBDA,
+    "space": SPACE,
+    "collapse": COLLAPSE,
+    "scratch": FROM_SCRATCH,
+    "lambda-45m": LAMBDA_45M,
+}
 SIMILAR = {"words": "4", "gsm8k": "1"}  # the lambda whose latents are looked at, beside lambda 0
 ON_A_CPU = ("leak", "lambda", "space", "collapse", "similar")  # what `all` means
 
