@@ -7,6 +7,8 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.ticker import PercentFormatter  # noqa: E402
+from scipy.stats import binomtest  # noqa: E402
 
 BLUE, ORANGE, GREEN, PINK, SKY, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#999999"  # Okabe-Ito
 PARTS = {"words": "word problems", "gsm8k": "GSM8K (reduced)"}
@@ -192,7 +194,36 @@ def similar(runs):
     return figure
 
 
-FIGURES = {"leak": leak, "lambda": lam, "collapse": collapse, "space": space, "similar": similar, "lambda-45m": lam}
+def scratch(runs):
+    """Every attempt at GSM8K with its 95% Wilson interval; 5.2% is from Cobbe et al. 2021."""
+    names = list(runs)[::-1]
+    figure, axis = plt.subplots(figsize=(8, 0.5 * len(names) + 1.4), layout="constrained")
+    for shift, colour, key, size, label in ((-0.17, SKY, "val_exact_match", "val_n", "validation"),
+                                            (0.17, BLUE, "exact_match_decoded", "n", "test")):  # fmt: skip
+        for i, name in enumerate(names):
+            share, n = value(runs[name], key), int(value(runs[name], size))
+            low, high = binomtest(round(share * n), n).proportion_ci(method="wilson")
+            axis.plot([low, high], [i - shift] * 2, color=colour, linewidth=2)
+            axis.plot(share, i - shift, "o", color=colour, label=f"{label}, 95% interval" if i == 0 else None)
+    axis.axvline(0.0303, color=GREY, linestyle="--", label='always "5": 3.03%')
+    axis.axvline(0.052, color=ORANGE, linestyle=":", label="GPT-3 6B, fine-tuned to answer directly: 5.2%")
+    axis.xaxis.set_major_formatter(PercentFormatter(1, 0))
+    axis.set_yticks(range(len(names)), names)
+    axis.set(title="GSM8K from scratch: exact match", xlim=(0, None), ylim=(-0.6, len(names) - 0.4))
+    axis.grid(alpha=0.3, axis="x")
+    axis.legend(fontsize=8, loc="lower right")
+    return figure
+
+
+FIGURES = {
+    "leak": leak,
+    "lambda": lam,
+    "collapse": collapse,
+    "space": space,
+    "similar": similar,
+    "scratch": scratch,
+    "lambda-45m": lam,
+}
 
 
 def draw(folder):

@@ -33,9 +33,10 @@ def test_a_study_trains_measures_and_draws_and_does_not_train_twice(tmp_path, mo
     monkeypatch.setitem(studies.STUDIES, "lambda", lam)
     monkeypatch.setitem(studies.STUDIES, "space", {"latent": lam["words, 4"]})
     monkeypatch.setitem(studies.STUDIES, "leak", {"words, jepa": lam["words, 4"], "words, none": f"{TINY} --mask none"})
-    monkeypatch.setitem(studies.STUDIES, "collapse", {"stop-gradient": lam["words, 4"]})
+    for study in ("collapse", "scratch"):
+        monkeypatch.setitem(studies.STUDIES, study, {"stop-gradient": lam["words, 4"]})
     common = ["--seeds", "1", "2", "--out", str(tmp_path), "--only", "words", "--device", "cpu"]
-    for study in ("lambda", "space", "leak", "collapse", "similar"):
+    for study in ("lambda", "space", "leak", "collapse", "scratch", "similar"):
         studies.main([study, *common])
     assert capfd.readouterr().out.count("python train.py") == 6, "three sets of options, two seeds"
     row = json.loads((tmp_path / "lambda.json").read_text())["runs"]["words, 4"]
@@ -44,7 +45,7 @@ def test_a_study_trains_measures_and_draws_and_does_not_train_twice(tmp_path, mo
     curve = json.loads((tmp_path / "space.json").read_text())["runs"]["latent"]["curve"]
     assert [p["examples"] for p in curve] == [48, 96] and len(curve[0]["exact_match"]) == 2
     figures.draw(tmp_path)
-    assert {p.stem for p in tmp_path.glob("*.png")} == {"lambda", "space", "leak", "collapse", "similar"}
+    assert {p.stem for p in tmp_path.glob("*.png")} == {"lambda", "space", "leak", "collapse", "scratch", "similar"}
 
 
 def test_every_study_in_results_has_its_figure():

@@ -1,0 +1,104 @@
+"""Every hyperparameter of JEPA-Reasoner: what the shared loop reads, and what only the Reasoner and Talker have.
+
+python -m reasoner.train --help              all options and presets
+"""
+
+from dataclasses import dataclass, field
+
+from config import LoopConfig, Preset, opt
+
+PHASES = ("pretrain", "sst", "talker")
+BASELINES = ("coupled", "coupled-talker", "coconut")
+
+
+@dataclass
+class ReasonerConfig(LoopConfig):
+    """JEPA-Reasoner. The defaults are the 42M configuration reported for the tree search (arXiv 2512.19171)."""
+
+    run: str = opt("out/reasoner", "folder of the run; each phase has its own inside: pretrain, sst, talker")
+    phase: str = opt("all", "all three in order, or one; one starts from the phase before it", ("all", *PHASES))
+    init: str = opt("", "folder of the earlier phase's checkpoint [that phase's in --run]")
+    model: str = opt("decoupled", "decoupled: Reasoner and Talker; or a baseline, trained as many steps in one phase",
+                      ("decoupled", *BASELINES))  # fmt: skip
+    # data
+    dataset: str = opt("tree", "what is reasoned about", ("tree", "cfg", "gsm8k", "text"))
+    data_dir: str = opt("", "gsm8k: DIR/train.jsonl and DIR/test.jsonl; text: DIR/*.txt or *.jsonl; else the Hub")
+    n_train: int = opt(400_000, "tree, cfg: training examples generated; text: passages read", low=1)
+    leaves: int = opt(8, "tree: most leaves; a tree has 2 to this many, and 2 * leaves - 1 nodes", low=2)
+    depth: int = opt(3, "tree: longest route, in edges; 2 ** depth leaves at most", low=1)
+    labels: int = opt(64, "tree: node labels are drawn from as many", low=3)
+    levels: int = opt(4, "cfg: levels of the grammar above its terminals; 3 have 1,872 strings, 4 billions", (3, 4))
+    reasoning: str = opt("solution", "gsm8k: the chain is the worked solution, or only its equations",
+                         ("solution", "equations"))  # fmt: skip
+    tokenizer: str = opt("bpe:4096", "gsm8k, text: gpt2 (tiktoken) or bpe:N, trained on the training split")
+    block_size: int = opt(256, "longest row in tokens, prompt and chain", low=8)
+    # model
+    n_layer: int = opt(18, "Transformer blocks of the Reasoner", low=1)
+    n_head: int = opt(16, "attention heads", low=1)
+    n_embd: int = opt(384, "width C of the residual stream and of the latents", low=2)
+    n_hidden: int = opt(1536, "width of the gated feed-forward layers", low=1)
+    dropout: float = opt(0.0, "on embeddings and residual branches", low=0.0, below=1.0)
+    norm: str = opt(
+        "hybrid", "of the states after pretraining: hybrid RMS then L2, rms, or l2", ("hybrid", "rms", "l2")
+    )
+    talker: str = opt("mono", "mono: all tokens in one pass; dual: encoder, and a decoder that goes token by token",
+                      ("mono", "dual"))  # fmt: skip
+    talker_layer: int = opt(4, "Transformer blocks of the Talker (dual: of its encoder and of its decoder)", low=1)
+    thoughts: int = opt(3, "coconut: continuous thoughts between the prompt and the answer", low=0)
+    # pretraining
+    pretrain_on: str = opt("all", "next-token loss on all positions, or on the chain's", ("all", "chain"))
+    # self-supervised training
+    k: float = opt(4.0, "scale of the loss k * (1 - cos)", low=0.0)
+    ema_decay: float = opt(0.98, "decay of the target embedding", low=0.0, below=1.0)
+    sst_loss: str = opt("cosine", "to the embedding of the next token; or hard: cross-entropy over all embeddings",
+                        ("cosine", "hard"))  # fmt: skip
+    rollout: int = opt(0, "further passes over the model's own latents, with loss, after the teacher-forced one", low=0)
+    sst_epochs: int = opt(1, "passes over the training set in self-supervised training", low=1)
+    sst_lr: float = opt(3e-4, "peak learning rate of self-supervised training", low=0.0)
+    # Talker
+    talker_epochs: int = opt(1, "passes over the training set of the Talker", low=1)
+    talker_train: int = opt(0, "training examples that the Talker gets (0: all)", low=0)
+    talker_lr: float = opt(1e-3, "peak learning rate of the Talker", low=0.0)
+    # evaluation
+    max_chain: int = opt(0, "longest chain in latents (0: the longest of the training set)", low=0)
+    n_eval: int = opt(1000, "test examples generated for tree and cfg", low=1)
+    # the loop's, with this system's own reasons
+    epochs: int = opt(10, "passes over the training set in pretraining", low=1)
+    batch_size: int = opt(256, "examples per optimiser step, over all processes and micro-batches", low=1)
+    weight_decay: float = opt(0.01, "AdamW decay of weight matrices and embeddings; examples are unlimited", low=0.0)
+
+    # Filled in by train.py, never from the command line.
+    vocab_size: int = field(default=0, metadata={"hidden": True})
+    system: str = field(default="reasoner", metadata={"hidden": True})
+    trained: str = field(default="", metadata={"hidden": True})  # the phase that this checkpoint ends
+
+
+PRESETS = {
+    "quick": Preset(
+        "any laptop CPU, about 10 min: tree search, 15 nodes; route accuracy >= 99% on unseen trees",
+        dict(run="out/reasoner-quick", n_train=80_000, depth=5, labels=16, block_size=64, n_layer=4, n_head=4,
+             n_embd=128, n_hidden=352, talker_layer=1, talker_train=16_000, batch_size=32, epochs=1, lr=2e-3,
+             sst_lr=1e-3, pretrain_on="chain"),
+    ),
+    "tree-42m": Preset(
+        "one GPU, about 1 h (estimate): tree search with the 42M configuration; the paper's 99.87% to hold against",
+        dict(run="out/reasoner-tree-42m", leaves=16, depth=4, labels=128),
+    ),
+    "cfg-small": Preset(
+        "2 CPU cores, about 10 min: derivations of CFG strings, 1M parameters",
+        dict(run="out/reasoner-cfg", dataset="cfg", n_train=40_000, block_size=128, n_layer=4, n_head=4, n_embd=128,
+             n_hidden=352, talker_layer=1, batch_size=64, epochs=2, lr=1e-3, pretrain_on="chain"),
+    ),
+    "gsm8k-small": Preset(
+        "2 CPU cores, about 30 min: GSM8K, equations as the chain, 2M parameters",
+        dict(run="out/reasoner-gsm8k", dataset="gsm8k", reasoning="equations", tokenizer="bpe:2048", block_size=512,
+             n_layer=6, n_head=4, n_embd=128, n_hidden=352, dropout=0.1, talker_layer=2, batch_size=32, epochs=6,
+             sst_epochs=2, talker_epochs=2, lr=2e-3, weight_decay=0.1),
+    ),
+    # 694M + 198M as the paper states; widths and depths are ours, found by counting.
+    "0.9b": Preset(
+        "several large GPUs (never run here): C4, WikiText and maths as text; the paper's 0.9B",
+        dict(run="out/reasoner-0.9b", dataset="text", tokenizer="gpt2", block_size=1024, n_layer=33, n_head=20,
+             n_embd=1280, n_hidden=3264, talker_layer=7, talker="mono", batch_size=512, epochs=1, compile=True),
+    ),
+}  # fmt: skip

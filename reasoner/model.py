@@ -1,0 +1,523 @@
+"""JEPA-Reasoner: a chain of latents on the unit sphere, and a Talker that puts the finished chain into words.
+
+      prompt ──► embedding ──► Reasoner ──► r1 ──► r2 ──► … ──► rR          the chain never sees a token
+                                 ▲           │
+                                 └───────────┘  each latent is the next input
+                                                 │
+                             Talker (r1 … rR) ──► tokens                    the tokens never touch the chain
+
+    pretrain  next-token cross-entropy, tied head, states after RMSNorm only
+    sst       k (1 - cos(r_t, EMA embedding of token t)) on the chain; states are RMS-, then L2-normalised
+    talker    cross-entropy of the tokens given the frozen Reasoner's latents
+
+After "JEPA-Reasoner: Decoupling Latent Reasoning from Token Generation" (arXiv 2512.19171), of which no code was
+published. What its text leaves open is this project's choice and named so in reasoner/README.md.
+
+Shapes: B rows, T tokens a row, R latents a chain, C width, H heads, D = C/H, K positions with a target, V vocabulary.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from safetensors import SafetensorError
+from safetensors.torch import load_model
+
+from config import UserError, from_dict, keep_freed_memory
+from model import Block, Transformer, cosine, rotary, token_loss
+from reasoner.config import ReasonerConfig
+from reasoner.data import load_tokenizer
+
+
+def rms_norm(C):
+    """RMSNorm with a learned gain; latents have norm 1, so their mean square is 1/C: eps must stay far below."""
+    return nn.RMSNorm(C, eps=1e-6)
+
+
+def trunk_of(config, n_layer, ends):
+    """Pre-norm RMS blocks with QK-Norm and rotary positions; `ends`: RMSNorm before and behind them."""
+    return Transformer(n_layer, config.n_embd, config.n_head, config.dropout, rms_norm, qk_norm=True,
+                       n_hidden=config.n_hidden, ends=ends)  # fmt: skip
+
+
+class Stored:
+    """What Reasoner, Talker and baselines share: a device, a tokenizer, and `from_pretrained` of a phase's folder."""
+
+    @property
+    def device(self):
+        return next(self.parameters()).device
+
+    def n_params(self):
+        """Trained parameters."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
+    def _save_pretrained(self, folder):
+        super()._save_pretrained(folder)
+        if self.tokenizer is not None:
+            self.tokenizer.save(folder)
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id, config, map_location="cpu", **hub):
+        """Called by the mixin's `from_pretrained`: folder of a phase or Hub repository -> model, in eval mode."""
+        hub = {k: hub[k] for k in ("revision", "cache_dir", "force_download", "token", "local_files_only") if k in hub}
+
+        def find(name):
+            return os.path.join(model_id, name) if os.path.isdir(model_id) else hf_hub_download(model_id, name, **hub)
+
+        model = cls(config)
+        try:
+            load_model(model, find("model.safetensors"), device=str(map_location))
+        except (RuntimeError, SafetensorError) as error:
+            raise UserError(
+                f"{model_id}: model.safetensors is no {cls.__name__}: {' '.join(str(error).split())[:300]}"
+            ) from None
+        gpt2 = config.dataset in ("gsm8k", "text") and config.tokenizer == "gpt2"
+        model.tokenizer = load_tokenizer(config, None if gpt2 else os.path.dirname(find("tokenizer.json")))
+        return model.to(map_location).eval()
+
+
+# -------------------------------------------------------------------------------------------- the Reasoner
+
+
+class Reasoner(Stored, nn.Module, PyTorchModelHubMixin, library_name="nanojepa", tags=["jepa", "latent-reasoning"]):
+    """`model(batch) -> (loss, metrics)`; `rollout(prompts) -> latents (B, R, C)`, the chain without a token.
+
+    `config.trained` says which phase the weights come from; `latent` is whether states are put on the unit sphere: off
+    in pretraining, on afterwards.
+    """
+
+    def __init__(self, config: ReasonerConfig):
+        super().__init__()
+        self.config, self.tokenizer = config, None
+        self.latent = config.trained in ("sst", "talker")
+        self.embed = nn.Embedding(config.vocab_size, config.n_embd)  # rows of norm 1, like the latents that follow
+        nn.init.normal_(self.embed.weight, std=config.n_embd**-0.5)
+        self.trunk, self.norm_out = trunk_of(config, config.n_layer, ends=False), rms_norm(config.n_embd)
+        self.target = nn.Embedding(config.vocab_size, config.n_embd)  # EMA copy of `embed`
+        self.target.weight = nn.Parameter(self.embed.weight.detach().clone(), requires_grad=False)
+
+    # ---- states
+
+    def inputs(self, tokens):
+        """tokens (B, T) -> embeddings (B, T, C), of unit norm once the states are."""
+        x = self.embed(tokens)
+        return F.normalize(x, dim=-1) if self.latent and self.config.norm != "rms" else x
+
+    def states(self, x, position=None, mask=None, cache=None):
+        """Inputs (B, T, C) -> (B, T, C): RMSNorm in pretraining, then the hybrid norm: RMS, and L2 after it.
+
+        Under --norm l2 the RMS gain is skipped, under --norm rms the projection onto the sphere.
+        """
+        if position is None:
+            position = torch.arange(x.size(1), device=x.device).expand(x.shape[:2])
+        h = self.trunk(
+            x * x.size(-1) ** 0.5, position, mask, cache
+        )  # unit norm -> unit mean square, as the blocks' own
+        if not self.latent or self.config.norm != "l2":
+            h = self.norm_out(h)
+        return F.normalize(h, dim=-1) if self.latent and self.config.norm != "rms" else h
+
+    # ---- training
+
+    def forward(self, batch):
+        """Batch -> (loss, metrics), 0-d tensors, detached in `metrics`: sums over the batch over `batch.share`."""
+        loss, metrics = self.self_supervised(batch) if self.latent else self.next_token(batch)
+        return loss, {"loss": loss.detach(), **metrics}
+
+    def next_token(self, batch):
+        """Pretraining: cross-entropy under the tied head, on the whole row or on the chain."""
+        h = self.states(self.inputs(batch.tokens)).flatten(0, 1)
+        everywhere = self.config.pretrain_on == "all"
+        at, ids = (batch.all_at, batch.all_ids) if everywhere else (batch.chain_at, batch.chain_ids)
+        scale = torch.full((len(ids),), 1 / batch.share["all" if everywhere else "chain"], device=h.device)
+        loss, nll = token_loss(h[at], self.embed.weight, ids, scale)
+        with torch.no_grad():
+            right = (F.linear(h[batch.chain_at], self.embed.weight).argmax(-1) == batch.chain_ids).float()
+        return loss, {"token_loss": nll.sum() * scale[0], "chain_accuracy": right.sum() / batch.share["chain"]}
+
+    def self_supervised(self, batch):
+        """k (1 - cos) between each predicted latent and the EMA embedding of its token, on chain positions only.
+
+        `rollout` further passes replace the chain's input embeddings by the model's own latents of the pass before, so
+        that in pass i the first i inputs are exactly those of a free-running chain; all passes have the same weight.
+        """
+        config = self.config
+        x = first = self.inputs(batch.tokens)
+        T = x.size(1)
+        column = torch.arange(T, device=x.device)
+        of_chain = ((column >= batch.start[:, None]) & (column < batch.length[:, None]))[..., None]  # (B, T, 1)
+        losses, metrics = [], {}
+        for i in range(1 + config.rollout):
+            h = self.states(x)
+            r = h.flatten(0, 1)[batch.chain_at]  # (K, C)
+            own = cosine(r, self.target(batch.chain_ids))
+            if config.sst_loss == "hard":
+                logits = F.normalize(r, dim=-1) @ F.normalize(self.target.weight, dim=-1).T
+                wrong = F.cross_entropy(logits / 0.07, batch.chain_ids, reduction="none")
+            else:
+                wrong = config.k * (1 - own)
+            losses.append(wrong.sum() / batch.share["chain"])
+            if i == 0:
+                metrics = self.measures(r.detach(), own.detach(), batch)
+            x = torch.where(of_chain, F.pad(h[:, :-1], (0, 0, 1, 0)), first)
+        if config.rollout:
+            metrics["free_cos"] = own.detach().sum() / batch.share["chain"]
+        return sum(losses) / len(losses), metrics
+
+    @torch.no_grad()
+    def measures(self, r, own, batch):
+        """Latents (K, C), cosines to the own targets (K,) -> cosine, its control, and how often the own is nearest."""
+        n = batch.share["chain"]
+        other = cosine(r, self.target(batch.chain_ids).roll(1, 0)) * (batch.chain_ids != batch.chain_ids.roll(1))
+        differs = (batch.chain_ids != batch.chain_ids.roll(1)).float().mean().clamp(min=1e-9)
+        hit = (self.nearest(r) == batch.chain_ids).float()
+        return {"jepa_loss": (1 - own).sum() / n, "cos_own": own.sum() / n, "cos_other": other.sum() / n / differs,
+                "chain_accuracy": hit.sum() / n}  # fmt: skip
+
+    def nearest(self, latent):
+        """latent (…, C) -> ids (…) of the nearest target embeddings."""
+        return F.linear(F.normalize(latent, dim=-1), F.normalize(self.target.weight, dim=-1)).argmax(-1)
+
+    @torch.no_grad()
+    def update_target(self):
+        """After an optimiser step: move the EMA embedding towards the trained one."""
+        self.target.weight.lerp_(self.embed.weight, 1 - self.config.ema_decay)
+
+    @torch.no_grad()
+    def teacher_forced(self, batch):
+        """Batch -> latents (B, R, C) with the chain's tokens as inputs; zeros behind a chain's end."""
+        h = self.states(self.inputs(batch.tokens)).flatten(0, 1)[batch.chain_at]
+        latents = h.new_zeros(*batch.chain.shape, h.size(-1))
+        latents[batch.chain >= 0] = h
+        return latents
+
+    # ---- use
+
+    def rows(self, prompts):
+        """list of B str, or of lists of ids -> tokens (B, T), padded on the right, and lengths (B,)."""
+        t = self.tokenizer
+        ids = [p if isinstance(p, list) else t.encode([p])[0] or [t.ans] for p in prompts]
+        length = torch.tensor([len(p) for p in ids], device=self.device)
+        tokens = nn.utils.rnn.pad_sequence([torch.tensor(p) for p in ids], batch_first=True, padding_value=t.pad)
+        return tokens.to(self.device), length
+
+    @torch.no_grad()
+    def rollout(self, prompts, max_chain=None, noise=0.0, generator=None, cached=True):
+        """list of B prompts (str, or lists of ids) -> latents (B, R, C), R <= max_chain, without writing a token.
+
+        A chain ends with the latent whose nearest embedding is [EOS]; behind it stand zeros. `noise` is the norm of
+        Gaussian noise added to each latent before it is used. `cached=False` is the slow obvious way, for tests.
+        """
+        tokens, length = self.rows(prompts)
+        return self.chain(self.inputs(tokens), length, max_chain, noise, generator, cached)
+
+    def chain(self, x, length, max_chain=None, noise=0.0, generator=None, cached=True):
+        """Input embeddings x (B, T, C), of which the first `length` (B,) count -> latents (B, R, C); see `rollout`."""
+        B, T, C = x.shape
+        row, limit = torch.arange(B, device=x.device), max_chain or self.config.max_chain
+        cache = [[] for _ in self.trunk.blocks] if cached else None
+        valid = torch.arange(T, device=x.device) < length[:, None]
+        h = self.states(x, cache=cache)[row, length - 1]  # causal: padding stands behind and is not seen
+        latents, alive = [], torch.ones(B, dtype=torch.bool, device=x.device)
+        for step in range(limit):
+            if noise:
+                h = h + torch.randn(h.shape, generator=generator).to(h) * (noise * C**-0.5)
+                h = F.normalize(h, dim=-1) if self.config.norm != "rms" else h
+            latents.append(h * alive[:, None])
+            alive = alive & (self.nearest(h) != self.tokenizer.eos)
+            if step + 1 == limit or not alive.any():
+                break
+            valid = F.pad(valid, (0, 1), value=True)
+            position = (length + step)[:, None]
+            if cached:
+                h = self.states(h[:, None], position, valid[:, None, None, :], cache)[:, -1]
+            else:
+                x = torch.cat((x, h[:, None]), 1)
+                where = torch.cat((torch.arange(T, device=x.device).expand(B, T),
+                                   length[:, None] + torch.arange(step + 1, device=x.device)), 1)  # fmt: skip
+                causal = torch.ones(x.size(1), x.size(1), dtype=torch.bool, device=x.device).tril()
+                own = torch.eye(x.size(1), dtype=torch.bool, device=x.device)
+                h = self.states(x, where, ((causal & valid[:, None]) | own)[:, None])[:, -1]
+        return torch.stack(latents, 1)
+
+
+# ---------------------------------------------------------------------------------------------- the Talker
+
+
+class CrossBlock(nn.Module):
+    """A block that, between attention and feed-forward, attends to encoded latents (no positions in between)."""
+
+    def __init__(self, config):
+        super().__init__()
+        C, self.n_head = config.n_embd, config.n_head
+        self.block, self.norm = Block(C, self.n_head, config.dropout, rms_norm, True, config.n_hidden), rms_norm(C)
+        self.q, self.kv, self.proj = (nn.Linear(C, n * C, bias=False) for n in (1, 2, 1))
+        for layer, scale in ((self.q, 1), (self.kv, 1), (self.proj, (2 * config.talker_layer) ** -0.5)):
+            nn.init.normal_(layer.weight, std=C**-0.5 * scale)
+
+    def forward(self, x, turn, mask, memory, memory_mask, cache=None):
+        """x (B, T, C), encoded latents `memory` (B, R, C) with mask (B, 1, 1, R) -> (B, T, C)."""
+        B, T, C = x.shape
+        x = x + self.block.dropout(self.block.attn(self.block.norm1(x), turn, mask, cache))
+        q = self.q(self.norm(x)).view(B, T, self.n_head, -1).transpose(1, 2)  # (B, H, T, D)
+        k, v = self.kv(memory).view(B, memory.size(1), 2, self.n_head, -1).permute(2, 0, 3, 1, 4)
+        q, k = F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=memory_mask, scale=self.block.attn.scale)
+        x = x + self.block.dropout(self.proj(y.transpose(1, 2).reshape(B, T, C)))
+        gate, value = self.block.up(self.block.norm2(x)).chunk(2, -1)
+        return x + self.block.dropout(self.block.down(F.silu(gate) * value))
+
+
+class Talker(Stored, nn.Module, PyTorchModelHubMixin, library_name="nanojepa", tags=["jepa", "latent-reasoning"]):
+    """`model(batch) -> (loss, metrics)` on `batch.latents`; `speak(latents) -> list of str`.
+
+    mono   blocks over the whole chain, every latent sees every other, and a head: all tokens in one pass, no embedding
+    dual   an encoder over the whole chain; a decoder that reads its own earlier tokens and attends to the encoded chain
+    """
+
+    def __init__(self, config: ReasonerConfig):
+        super().__init__()
+        self.config, self.tokenizer, C = config, None, config.n_embd
+        self.encoder = trunk_of(config, config.talker_layer, ends=True)
+        self.head = nn.Linear(C, config.vocab_size, bias=False)
+        nn.init.normal_(self.head.weight, std=C**-0.5)
+        if config.talker == "dual":
+            self.blocks = nn.ModuleList(CrossBlock(config) for _ in range(config.talker_layer))
+            self.norm_out = rms_norm(C)
+            for block in self.blocks:
+                for name, p in block.block.named_parameters():
+                    if p.dim() == 2:
+                        residual = name.endswith(("proj.weight", "down.weight"))
+                        nn.init.normal_(p, std=C**-0.5 * ((2 * config.talker_layer) ** -0.5 if residual else 1))
+
+    def embed(self, tokens):
+        """What dual's decoder reads: tokens (…) -> (…, C), tied to the head."""
+        return F.embedding(tokens, self.head.weight)
+
+    def encode(self, latents):
+        """latents (B, R, C), zero where a chain has ended -> encoded chain (B, R, C), who may be seen (B, 1, 1, R)."""
+        seen = latents.abs().sum(-1) > 0  # (B, R)
+        mask = seen[:, None, None, :] | torch.eye(seen.size(1), dtype=torch.bool, device=seen.device)
+        position = torch.arange(seen.size(1), device=seen.device).expand_as(seen)
+        return self.encoder(latents, position, mask), (seen | ~seen.any(1, keepdim=True))[:, None, None, :]
+
+    def decode(self, x, memory, memory_mask, cache=None, begin=0):
+        """The decoder of dual: embedded tokens x (B, T, C) from position `begin` on -> states (B, T, C)."""
+        position = torch.arange(begin, begin + x.size(1), device=x.device).expand(x.shape[:2])
+        turn = rotary(position, self.config.n_embd // self.config.n_head)
+        mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=x.device) if cache is not None else None
+        for block, seen in zip(self.blocks, cache or [None] * len(self.blocks), strict=True):
+            x = block(x, turn, mask, memory, memory_mask, seen)
+        return self.norm_out(x)
+
+    def forward(self, batch):
+        """Batch with latents (B, R, C) -> (loss, metrics): cross-entropy of the chain's tokens."""
+        y, mask = self.encode(batch.latents)
+        R = batch.chain.size(1)
+        if self.config.talker == "dual":
+            before = F.pad(batch.chain.clamp(min=0)[:, :-1], (1, 0), value=self.tokenizer.ans)
+            y = self.decode(self.embed(before), y, mask)
+        where = batch.chain >= 0
+        h, ids = y[:, :R][where], batch.chain[where]
+        scale = torch.full((len(ids),), 1 / batch.share["chain"], device=h.device)
+        loss, nll = token_loss(h, self.head.weight, ids, scale)
+        with torch.no_grad():
+            right = (self.head(h).argmax(-1) == ids).float().sum() / batch.share["chain"]
+        return loss, {"loss": loss.detach(), "token_loss": nll.sum() * scale[0], "chain_accuracy": right}
+
+    @torch.no_grad()
+    def tokens(self, latents, max_tokens=None):
+        """latents (B, R, C) -> greedy ids, B lists without [EOS]; dual writes at most `max_tokens`, by default R."""
+        eos, (y, mask) = self.tokenizer.eos, self.encode(latents)
+        if self.config.talker == "mono":
+            ids = self.head(y).argmax(-1)
+            ids = ids.masked_fill(latents.abs().sum(-1) == 0, eos)  # behind a chain's end nothing is said
+        else:
+            cache = [[] for _ in self.blocks]
+            token = torch.full((len(y), 1), self.tokenizer.ans, device=y.device)
+            ids, done = [], torch.zeros(len(y), dtype=torch.bool, device=y.device)
+            for step in range(max_tokens or latents.size(1)):
+                token = self.head(self.decode(self.embed(token), y, mask, cache, step)).argmax(-1)  # (B, 1)
+                done |= token[:, 0] == eos
+                ids.append(token[:, 0].masked_fill(done, eos))
+                if done.all():
+                    break
+            ids = torch.stack(ids, 1)
+        return [row[: row.index(eos)] if eos in row else row for row in ids.tolist()]
+
+    def speak(self, latents, max_tokens=None):
+        """latents (B, R, C) -> list of B str."""
+        return [self.tokenizer.decode(row) for row in self.tokens(latents, max_tokens)]
+
+
+# ------------------------------------------------------------------------------------------- the baselines
+
+
+class Coupled(Stored, nn.Module, PyTorchModelHubMixin, library_name="nanojepa"):
+    """The baselines, in which each token that is written is read again.
+
+    coupled         an ordinary Transformer language model with as many blocks as Reasoner and Talker together
+    coupled-talker  Reasoner and a causal Talker trained as one: cross-entropy and k (1 - cos) together, token feedback
+    coconut         as coupled, but `thoughts` latents stand between prompt and answer, each fed back as the next input
+                    (Hao et al. 2024, arXiv 2412.06769), trained through the feedback, without its curriculum
+    """
+
+    def __init__(self, config: ReasonerConfig):
+        super().__init__()
+        self.config, self.tokenizer = config, None
+        joint = config.model == "coupled-talker"
+        self.embed = nn.Embedding(config.vocab_size, config.n_embd)
+        nn.init.normal_(self.embed.weight, std=config.n_embd**-0.5)
+        n_layer = config.n_layer + (0 if joint else config.talker_layer)
+        self.trunk, self.norm_out = trunk_of(config, n_layer, ends=False), rms_norm(config.n_embd)
+        if joint:
+            self.talker = trunk_of(config, config.talker_layer, ends=True)
+            self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+            nn.init.normal_(self.head.weight, std=config.n_embd**-0.5)
+            self.target = nn.Embedding(config.vocab_size, config.n_embd)
+            self.target.weight = nn.Parameter(self.embed.weight.detach().clone(), requires_grad=False)
+
+    @property
+    def weight(self):
+        """The output layer (V, C)."""
+        return self.head.weight if self.config.model == "coupled-talker" else self.embed.weight
+
+    def states(self, x, position, cache=None, mask=None):
+        """Inputs (B, T, C) -> (latents, states that the output layer reads), both (B, T, C)."""
+        n = len(self.trunk.blocks)
+        h = self.norm_out(self.trunk(x * x.size(-1) ** 0.5, position, mask, cache and cache[:n]))
+        if self.config.model != "coupled-talker":
+            return h, h
+        r = F.normalize(h, dim=-1)
+        return r, self.talker(r, position, mask, cache and cache[n:])
+
+    def forward(self, batch):
+        """Batch -> (loss, metrics). coconut: one pass a thought, then one over everything; gradients go through all."""
+        config, x = self.config, self.embed(batch.tokens)
+        position = torch.arange(x.size(1), device=x.device).expand(x.shape[:2])
+        row = torch.arange(len(x), device=x.device)
+        if config.model == "coconut":
+            for i in range(config.thoughts):  # the thoughts stand in the last columns of the prompt
+                place = batch.start - config.thoughts + i
+                longest = int(place.max())
+                h = self.states(x[:, :longest], position[:, :longest])[1]
+                x = x.index_put((row, place), F.normalize(h[row, place - 1], dim=-1))
+        r, h = (s.flatten(0, 1) for s in self.states(x, position))
+        everywhere = config.pretrain_on == "all"
+        at, ids = (batch.all_at, batch.all_ids) if everywhere else (batch.chain_at, batch.chain_ids)
+        scale = torch.full((len(ids),), 1 / batch.share["all" if everywhere else "chain"], device=h.device)
+        loss, nll = token_loss(h[at], self.weight, ids, scale)
+        with torch.no_grad():
+            right = (F.linear(h[batch.chain_at], self.weight).argmax(-1) == batch.chain_ids).float()
+        metrics = {"token_loss": nll.sum() * scale[0], "chain_accuracy": right.sum() / batch.share["chain"]}
+        if config.model == "coupled-talker":
+            own = cosine(r[batch.chain_at], self.target(batch.chain_ids))
+            jepa = (1 - own).sum() / batch.share["chain"]
+            loss, metrics["jepa_loss"] = loss + config.k * jepa, jepa.detach()
+        return loss, {"loss": loss.detach(), **metrics}
+
+    def update_target(self):
+        """After an optimiser step: move the EMA embedding, if there is one, towards the trained one."""
+        if self.config.model == "coupled-talker":
+            Reasoner.update_target(self)
+
+    rows = Reasoner.rows
+
+    @torch.no_grad()
+    def tokens(self, prompts, max_chain=None, forced=None, noise=0.0, generator=None):
+        """list of B prompts -> greedy ids, B lists without [EOS]. Every token written is the next input.
+
+        forced(step, ids (B,)) -> ids (B,): what is fed back instead, to see how a wrong token spreads. `noise`: norm of
+        Gaussian noise on what is fed back, thoughts and token embeddings alike.
+        """
+        config, t = self.config, self.tokenizer
+        tokens, length = self.rows(prompts)
+        B, T = tokens.shape
+        row, position = torch.arange(B, device=tokens.device), torch.arange(T, device=tokens.device).expand(B, T)
+        cache = [[] for _ in range(config.n_layer + config.talker_layer)]
+        valid = position < length[:, None]
+        _, h = self.states(self.embed(tokens), position, cache)
+        h, at = h[row, length - 1], length
+
+        def step(x):
+            nonlocal valid, at, h
+            if noise:
+                x = x + torch.randn(x.shape, generator=generator).to(x) * (noise * x.size(-1) ** -0.5)
+            valid = F.pad(valid, (0, 1), value=True)
+            h = self.states(x[:, None], at[:, None], cache, valid[:, None, None, :])[1][:, -1]
+            at = at + 1
+
+        for _ in range(config.thoughts if config.model == "coconut" else 0):
+            step(F.normalize(h, dim=-1))
+        ids, done = [], torch.zeros(B, dtype=torch.bool, device=tokens.device)
+        limit = max_chain or config.max_chain
+        for i in range(limit):
+            token = F.linear(h, self.weight).argmax(-1)
+            if forced is not None:
+                token = forced(i, token)
+            done |= token == t.eos
+            ids.append(token.masked_fill(done, t.eos))
+            if done.all() or i + 1 == limit:
+                break
+            step(self.embed(token))
+        return [r[: r.index(t.eos)] if t.eos in r else r for r in torch.stack(ids, 1).tolist()]
+
+    def answer(self, prompts, max_chain=None):
+        """list of B str -> list of B str."""
+        return [self.tokenizer.decode(row) for row in self.tokens(prompts, max_chain)]
+
+
+# ------------------------------------------------------------------------------------------------- loading
+
+
+def load_phase(cls, folder, phase, device="cpu"):
+    """The checkpoint of a phase -> model, in eval mode; a UserError says what is missing or differs."""
+    folder = Path(folder)
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise UserError(f"no checkpoint in {folder} ({name} is missing); train it with: "
+                            f"python -m reasoner.train --phase {phase} --run {folder.parent}")  # fmt: skip
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{folder}/config.json:{error.lineno}: not valid JSON ({error.msg})") from None
+    if config.get("system") != "reasoner":
+        raise UserError(f"{folder}: a checkpoint of system {config.get('system')!r}, not of reasoner")
+    config = from_dict(ReasonerConfig, config, folder / "config.json")
+    if config.trained != phase:
+        raise UserError(
+            f"{folder}: a checkpoint of phase {config.trained or 'none'!r}; wanted is one of phase {phase!r}"
+        )
+    if torch.device(device).type == "cpu":
+        keep_freed_memory()
+    return cls.from_pretrained(folder, map_location=str(device))
+
+
+class Pair:
+    """A Reasoner and the Talker trained on it: `answer(prompts)` thinks first, then speaks."""
+
+    def __init__(self, reasoner, talker):
+        self.reasoner, self.talker, self.tokenizer = reasoner, talker, reasoner.tokenizer
+        self.config = talker.config
+
+    def answer(self, prompts, max_chain=None):
+        """list of B str -> list of B str."""
+        return self.talker.speak(self.reasoner.rollout(prompts, max_chain))
+
+
+def load(run, device="cpu"):
+    """The folder of a complete run -> Pair, or Coupled for a baseline: both have `answer(prompts)`."""
+    run = Path(run)
+    if (run / "coupled").is_dir():
+        return load_phase(Coupled, run / "coupled", "coupled", device)
+    return Pair(load_phase(Reasoner, run / "sst", "sst", device), load_phase(Talker, run / "talker", "talker", device))
+
+
+def sizes(config):
+    """Parameters of (Reasoner, Talker), counted without memory for them."""
+    with torch.device("meta"):
+        return Reasoner(config).n_params(), Talker(config).n_params()

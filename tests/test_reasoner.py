@@ -1,0 +1,408 @@
+"""JEPA-Reasoner: a chain that no token can touch, three phases that hand over to each other, data that cannot leak."""
+
+import json
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_train import script, weights
+
+import model as nano
+from config import UserError
+from reasoner.config import PRESETS, ReasonerConfig
+from reasoner.data import Encoded, derivations, derived, grammar, load_items, make_tokenizer, noisy, split_of, trees
+from reasoner.evaluate import containment, mixture, token_gradient
+from reasoner.model import Coupled, Pair, Reasoner, Talker, load_phase, sizes
+
+TINY = ["--n-layer", "2", "--n-head", "2", "--n-embd", "32", "--n-hidden", "48", "--talker-layer", "1",
+        "--labels", "12", "--leaves", "4", "--depth", "2", "--n-train", "96", "--n-eval", "12", "--batch-size", "32",
+        "--epochs", "2", "--log-every", "2", "--device", "cpu"]  # fmt: skip
+
+
+def tiny(**changes):
+    values = dict(n_layer=2, n_head=2, n_embd=32, n_hidden=48, talker_layer=1, labels=12, leaves=4, depth=3, n_train=32,
+                  n_eval=16, batch_size=16, max_chain=6, device="cpu")  # fmt: skip
+    config = ReasonerConfig(**values | changes)
+    return replace(config, vocab_size=make_tokenizer(config, ()).n_vocab)
+
+
+def made(cls, seed=0, **changes):
+    torch.manual_seed(seed)
+    config = tiny(**changes)
+    model = cls(config)
+    model.tokenizer = make_tokenizer(config, ())
+    return model.eval()
+
+
+def batch_of(config, slots=0, split="train"):
+    data = Encoded(load_items(split, config), make_tokenizer(config, ()), config.block_size, slots=slots)
+    return data.batch(list(range(len(data))))
+
+
+PROMPTS = ["3 4 ; 3 5 ; root 3 goal 5 :", "1 2 ; 1 7 ; 7 9 ; 7 8 ; root 1 goal 9 :", "0 6 ; 0 2 ; root 0 goal 2 :"]
+
+
+# -------------------------------------------------------------------------------------------------- data
+
+
+def test_a_route_leads_along_the_edges_from_the_root_to_the_goal():
+    for item in trees("train", 200, tiny()):
+        words = item.prompt.split()
+        edges = {(words[i], words[i + 1]) for i in range(0, len(words) - 5, 3)}
+        root, goal, route = words[-4], words[-2], item.chain.split()
+        assert route[0] == root and route[-1] == goal and set(zip(route, route[1:], strict=False)) <= edges
+        assert not any(parent == goal for parent, _ in edges)  # a leaf
+        for parent, child, sibling in zip(route, route[1:], item.sibling[1:], strict=False):
+            assert (parent, sibling) in edges and sibling != child
+
+
+def test_no_labelled_tree_and_no_string_is_in_two_splits_under_any_seed():
+    def name(item):
+        words = item.prompt.split()
+        return str(sorted((int(words[i]), int(words[i + 1])) for i in range(0, len(words) - 5, 3)))
+
+    few = tiny(leaves=3, labels=5)  # 60 trees in all: without the rule they would meet
+    found = {split: {name(x) for x in trees(split, n, replace(few, seed=seed))} for split, n, seed in
+             (("train", 150, 1), ("train", 150, 2), ("val", 12, 1), ("test", 12, 1))}  # fmt: skip
+    assert not found["train"] & found["test"] and not found["train"] & found["val"] and not found["val"] & found["test"]
+    assert all(split_of(x) == split for split, names in found.items() for x in names)
+    config = tiny(dataset="cfg", levels=3)
+    strings = {split: {x.prompt for x in derivations(split, 100, config)} for split in ("train", "val", "test")}
+    assert not strings["train"] & strings["test"] and not strings["train"] & strings["val"]
+
+
+def test_the_data_is_a_function_of_its_seed_and_test_of_nothing():
+    for config in (tiny(), tiny(dataset="cfg")):
+        assert load_items("train", config) == load_items("train", config)
+        assert load_items("train", config) != load_items("train", replace(config, seed=1))
+        assert load_items("test", config) == load_items("test", replace(config, seed=1))
+
+
+def test_the_grammar_is_unambiguous_so_that_a_derivation_is_a_function_of_its_string():
+    rules = grammar(3)
+
+    def all_strings(symbols):
+        if not symbols:
+            return [()]
+        first = [(symbols[0],)] if symbols[0] not in rules else [s for r in rules[symbols[0]] for s in all_strings(r)]
+        return [a + b for a in first for b in all_strings(symbols[1:])]
+
+    strings = all_strings(("S",))
+    assert len(strings) == len(set(strings)) == 1872
+    for levels in (3, 4):
+        for item in derivations("train", 50, tiny(dataset="cfg", levels=levels)):
+            assert derived(item.chain, levels) == item.prompt.removesuffix(" :")
+    assert derived("S1 A1", 4) is None and derived("A1", 4) is None
+
+
+def test_noise_touches_the_asked_share_of_the_prompt_and_leaves_its_end():
+    prompt = " ".join(["a"] * 4000 + [":"])
+    for kind, length in (("drop", 3200), ("replace", 4000), ("insert", 4800)):
+        words = noisy(prompt, kind, 0.2, random.Random(0), ["b"]).split()
+        assert words[-1] == ":" and abs(len(words) - 1 - length) < 120
+        assert abs(words.count("b") - (0 if kind == "drop" else 800)) < 120
+    assert noisy(prompt, "drop", 0.0, random.Random(0), ["b"]) == prompt
+
+
+def test_more_examples_than_there_are_or_a_tree_that_cannot_be_are_refused():
+    for changes, words in (
+        (dict(leaves=2, labels=3, n_train=500), "hardly more than"),
+        (dict(leaves=9, depth=3), "at most 8"),
+        (dict(leaves=8, labels=14), "15 nodes"),
+    ):
+        with pytest.raises(UserError, match=words):
+            load_items("train", tiny(**changes))
+
+
+def test_passages_of_local_files_are_text_with_disjoint_splits(tmp_path):
+    (tmp_path / "a.txt").write_text("\n\n".join(f"passage {i}" for i in range(30)))
+    (tmp_path / "b.jsonl").write_text('{"text": "last"}\n')
+    config = ReasonerConfig(dataset="text", data_dir=str(tmp_path))
+    parts = [load_items(split, config) for split in ("train", "val", "test")]
+    assert sorted(map(len, parts)) == [3, 3, 25] and len({x.chain for part in parts for x in part}) == 31
+    (tmp_path / "b.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match=r"b.jsonl:1: wants"):
+        load_items("train", config)
+
+
+def test_a_row_is_prompt_chain_and_end_and_says_where_each_chain_token_is_predicted():
+    config = tiny()
+    batch, items, t = batch_of(config), load_items("train", config), make_tokenizer(config, ())
+    flat = batch.tokens.flatten()
+    assert torch.equal(flat[batch.chain_at + 1], batch.chain_ids) and torch.equal(flat[batch.all_at + 1], batch.all_ids)
+    for row, item, start, length in zip(batch.tokens, items, batch.start, batch.length, strict=True):
+        assert t.decode(row[:start].tolist()) == item.prompt and row[length - 1] == t.eos
+        assert t.decode(row[start : length - 1].tolist()) == item.chain
+    assert batch.share == {"chain": float((batch.length - batch.start).sum()), "all": float((batch.length - 1).sum())}
+
+
+# ------------------------------------------------------------------------------------------- the chain
+
+
+def test_the_chain_with_a_key_value_cache_is_the_chain_without():
+    reasoner = made(Reasoner, trained="sst")
+    fast, slow = (reasoner.rollout(PROMPTS, cached=cached) for cached in (True, False))
+    assert fast.shape == slow.shape and torch.allclose(fast, slow, atol=1e-5)
+    alone = reasoner.rollout(PROMPTS[:1])
+    assert torch.allclose(alone[0], fast[0, : alone.size(1)], atol=1e-5)  # the batch does not matter
+
+
+def test_latents_have_unit_norm_after_pretraining_and_not_before():
+    config = tiny()
+    batch = batch_of(config)
+    for trained, norm, unit in (("sst", "hybrid", True), ("sst", "l2", True), ("sst", "rms", False),
+                                ("pretrain", "hybrid", False)):  # fmt: skip
+        reasoner = made(Reasoner, trained=trained, norm=norm)
+        norms = reasoner.states(reasoner.inputs(batch.tokens)).norm(dim=-1)
+        assert torch.allclose(norms, torch.ones_like(norms), atol=1e-5) == unit
+    r = made(Reasoner, trained="sst").rollout(PROMPTS)
+    assert torch.allclose(r[r.abs().sum(-1) > 0].norm(dim=-1), torch.ones(()), atol=1e-5)
+
+
+def test_a_chain_ends_with_the_latent_nearest_to_the_end_and_zeros_stand_behind():
+    reasoner = made(Reasoner, trained="sst")
+    r = reasoner.rollout(PROMPTS)
+    eos = reasoner.nearest(r[0, 1])  # declare what is nearest to some latent the end: the chain must stop there
+    reasoner.tokenizer.eos = int(eos)
+    stopped = reasoner.rollout(PROMPTS)
+    first = (reasoner.nearest(r[0]) == eos).nonzero()[0, 0]
+    assert torch.allclose(stopped[0, : first + 1], r[0, : first + 1], atol=1e-5)
+    assert (stopped[0, first + 1 :] == 0).all()
+
+
+@pytest.mark.parametrize("talker", ["mono", "dual"])
+def test_no_token_can_touch_the_chain_while_in_a_coupled_model_it_does(talker):
+    pair = Pair(made(Reasoner, trained="sst", talker=talker), made(Talker, seed=1, trained="talker", talker=talker))
+    assert token_gradient(pair, PROMPTS[:1] * 3) == 0.0
+    assert token_gradient(made(Coupled, model="coupled"), PROMPTS[:1] * 3) > 1e-3
+    items = [x for x in trees("test", 16, tiny(leaves=2))]
+
+    class Config:
+        seed = 0
+
+    found = containment({"pair": pair}, items, Config)["pair"]
+    assert found["largest_change"] == 0.0 and found["gradient"] == 0.0
+
+
+def test_the_nth_rollout_pass_sees_exactly_what_a_free_running_chain_sees():
+    """With as many passes as the chain has latents, the last pass is the rollout; one pass fewer is not."""
+    config = tiny(rollout=6, trained="sst")
+    reasoner, batch = made(Reasoner, rollout=6, trained="sst"), batch_of(config)
+    seen = []
+    states = reasoner.states
+    reasoner.states = lambda x, *a, **k: seen.append(states(x, *a, **k)) or seen[-1]
+    reasoner.self_supervised(batch)
+    reasoner.states, R = states, batch.chain.size(1)
+    reasoner.tokenizer.eos = -1  # never ends
+    prompts = [row[:n].tolist() for row, n in zip(batch.tokens, batch.start, strict=True)]
+    free = reasoner.rollout(prompts, max_chain=R)
+    for h, equal in ((seen[R - 1], True), (seen[0], False)):
+        r = torch.zeros_like(free)
+        r[batch.chain >= 0] = h.flatten(0, 1)[batch.chain_at]
+        assert torch.allclose(r[batch.chain >= 0], free[batch.chain >= 0], atol=1e-4) == equal
+
+
+# ------------------------------------------------------------------------------------------- training
+
+
+def test_the_target_is_the_embeddings_moving_average_and_has_no_gradient():
+    reasoner = made(Reasoner, trained="sst", ema_decay=0.9)
+    before = reasoner.target.weight.clone()
+    with torch.no_grad():
+        reasoner.embed.weight += 1.0
+    reasoner.update_target()
+    assert torch.allclose(reasoner.target.weight, before + 0.1, atol=1e-6)
+    loss, _ = reasoner.train()(batch_of(tiny()))
+    loss.backward()
+    assert reasoner.target.weight.grad is None and reasoner.embed.weight.grad.abs().sum() > 0
+    assert all(p.grad is not None for p in reasoner.parameters() if p.requires_grad)
+
+
+def test_self_supervised_loss_is_k_times_one_minus_cosine_on_the_chain_only():
+    reasoner, batch = made(Reasoner, trained="sst", k=3.0), batch_of(tiny())
+    loss, metrics = reasoner(batch)
+    h = reasoner.states(reasoner.inputs(batch.tokens)).flatten(0, 1)[batch.chain_at]
+    own = F.cosine_similarity(h, reasoner.target.weight[batch.chain_ids], dim=-1)
+    assert torch.allclose(loss, 3 * (1 - own).mean(), atol=1e-5)
+    assert torch.allclose(metrics["cos_own"], own.mean(), atol=1e-5)
+    h = reasoner.states(reasoner.inputs(batch.tokens)).flatten(0, 1)
+    changed = replace(batch, all_ids=batch.all_ids.flip(0))  # the prompt's own tokens are no target
+    assert torch.equal(reasoner(changed)[0], loss)
+
+
+def overfit(model, batch, steps=250, lr=3e-3):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
+    for _ in range(steps):
+        loss, metrics = model(batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if hasattr(model, "update_target"):
+            model.update_target()
+    return {k: v.item() for k, v in metrics.items()}
+
+
+def test_every_phase_and_every_baseline_learns_one_batch_by_heart():
+    config = tiny()
+    batch = batch_of(config)
+    reasoner = made(Reasoner, trained="pretrain", pretrain_on="chain").train()
+    assert overfit(reasoner, batch)["chain_accuracy"] > 0.99
+    thinking = made(Reasoner, trained="sst").train()
+    thinking.load_state_dict(reasoner.state_dict())
+    thinking.target.weight.data.copy_(thinking.embed.weight)
+    found = overfit(thinking, batch)
+    assert found["chain_accuracy"] > 0.99 and found["cos_own"] > 0.9 > found["cos_other"] + 0.3
+    latents = thinking.eval().teacher_forced(batch)
+    for talker in ("mono", "dual"):
+        spoken = made(Talker, trained="talker", talker=talker).train()
+        assert overfit(spoken, replace(batch, latents=latents))["chain_accuracy"] > 0.99
+        chains = [x.chain for x in load_items("train", config)]
+        said = spoken.eval().speak(latents)
+        assert sum(a == b for a, b in zip(said, chains, strict=True)) >= len(chains) - 1
+    for kind in ("coupled", "coupled-talker", "coconut"):
+        model = made(Coupled, model=kind, thoughts=2, pretrain_on="chain").train()
+        rows = batch_of(config, slots=2 if kind == "coconut" else 0)
+        assert overfit(model, rows)["chain_accuracy"] > 0.99
+        items = load_items("train", config)
+        said = model.eval().answer([x.prompt for x in items])
+        assert sum(a == x.chain for a, x in zip(said, items, strict=True)) >= len(items) - 1
+
+
+def test_hard_targets_are_a_cross_entropy_over_all_embeddings():
+    reasoner = made(Reasoner, trained="sst", sst_loss="hard").train()
+    assert overfit(reasoner, batch_of(tiny()), 100)["chain_accuracy"] > 0.9
+
+
+# ------------------------------------------------------------------------------------------- the Talker
+
+
+def test_a_dual_talker_with_a_cache_says_what_it_says_without():
+    pair = made(Reasoner, trained="sst"), made(Talker, trained="talker", talker="dual")
+    latents = pair[0].rollout(PROMPTS)
+    talker, eos = pair[1], pair[1].tokenizer.eos
+    y, mask = talker.encode(latents)
+    written = torch.full((3, 1), talker.tokenizer.ans)
+    for _ in range(latents.size(1)):
+        token = talker.head(talker.decode(talker.embed(written), y, mask)[:, -1]).argmax(-1, keepdim=True)
+        written = torch.cat((written, token), 1)
+    slow = [row[: row.index(eos)] if eos in row else row for row in written[:, 1:].tolist()]
+    assert talker.tokens(latents) == slow
+
+
+@pytest.mark.parametrize("talker", ["mono", "dual"])
+def test_what_stands_behind_a_chains_end_is_not_heard(talker):
+    model, latents = made(Talker, trained="talker", talker=talker), made(Reasoner, trained="sst").rollout(PROMPTS)
+    padded = F.pad(latents, (0, 0, 0, 3))
+    y, mask = model.encode(latents)
+    z, wide = model.encode(padded)
+    assert torch.allclose(y, z[:, : y.size(1)], atol=1e-5) and mask.sum() == wide.sum()
+    assert model.tokens(latents, 5) == model.tokens(padded, 5)
+
+
+# ------------------------------------------------------------------------------------------ measures
+
+
+def test_a_mixture_is_taken_apart_again():
+    torch.manual_seed(0)
+    a, b = F.normalize(torch.randn(2, 5, 32), dim=-1)
+    alpha, beta, residual = mixture(0.7 * a + 0.2 * b, a, b)
+    assert torch.allclose(alpha, torch.full((5,), 0.7), atol=1e-4) and residual.max() < 1e-4
+    assert torch.allclose(beta, torch.full((5,), 0.2), atol=1e-4)
+
+
+def test_the_presets_have_the_sizes_that_the_paper_states():
+    talker_head = 50_304 * 1280
+    large = replace(ReasonerConfig(**PRESETS["0.9b"].values), vocab_size=50_304)
+    reasoner, talker = sizes(large)
+    assert abs(reasoner / 694e6 - 1) < 0.01 and abs(talker / 198e6 - 1) < 0.01 and talker > talker_head
+    middle = ReasonerConfig(**PRESETS["tree-42m"].values)
+    assert abs(sizes(replace(middle, vocab_size=192))[0] / 42e6 - 1) < 0.02
+
+
+# -------------------------------------------------------------------------------------- the commands
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    run = tmp_path_factory.mktemp("reasoner") / "whole"
+    return run, script("-m", "reasoner.train", *TINY, "--run", run)
+
+
+def test_one_command_trains_the_three_phases_and_measures_the_test_split(trained):
+    run, done = trained
+    summary = json.loads((run / "summary.json").read_text())
+    assert 0 <= summary["route_accuracy"] <= 1 and summary["route_accuracy_ci95"][1] <= 1 and summary["n"] == 12
+    assert list(summary["phases"]) == ["pretrain", "sst", "talker"] and "route accuracy" in done.stdout
+    for phase in summary["phases"]:
+        assert (run / phase / "loss_curve.png").is_file() and (run / phase / "summary.json").is_file()
+    reasoner, talker = Reasoner.from_pretrained(run / "sst"), Talker.from_pretrained(run / "talker")
+    assert reasoner.latent and len(talker.speak(reasoner.rollout(PROMPTS[:2]))) == 2
+    again = script("-m", "reasoner.train", *TINY, "--run", run, "--resume")
+    assert again.stdout.count("finished, in") == 3
+
+
+def test_a_phase_refuses_the_checkpoint_of_another_phase_and_of_another_system(trained, tmp_path):
+    run, _ = trained
+    options = ["-m", "reasoner.train", *TINY, "--phase"]
+    for words, told in (
+        (["sst", "--run", tmp_path / "a"], "no checkpoint in"),
+        (["sst", "--run", tmp_path / "a", "--init", run / "talker"], "wanted is one of phase 'pretrain'"),
+        (["talker", "--run", tmp_path / "a", "--init", run / "pretrain"], "wanted is one of phase 'sst'"),
+        (["sst", "--run", tmp_path / "a", "--init", run / "pretrain", "--n-layer", "1"], "has n_layer = 2, not 1"),
+        (["sst", "--run", run], "already holds a run"),
+        (["talker", "--run", tmp_path / "a", "--init", run / "sst", "--resume"], "there is no checkpoint in"),
+    ):
+        refused = script(*options, *words, check=False)
+        assert refused.returncode == 1 and told in refused.stderr and "Traceback" not in refused.stderr
+    with pytest.raises(UserError, match="of system 'reasoner', not of nanojepa"):
+        nano.load_run(run / "sst")
+    with pytest.raises(UserError, match="of phase 'pretrain'; wanted is one of phase 'sst'"):
+        load_phase(Reasoner, run / "pretrain", "sst")
+
+
+def test_a_resumed_phase_equals_an_unbroken_one_bit_for_bit(trained, tmp_path):
+    run, _ = trained
+    part = tmp_path / "part"
+    script("-m", "reasoner.train", *TINY, "--phase", "pretrain", "--max-steps", "4", "--run", part)
+    script("-m", "reasoner.train", *TINY, "--phase", "pretrain", "--max-steps", "0", "--resume", "--run", part)
+    one, other = weights(run / "pretrain"), weights(part / "pretrain")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("kind", ["coupled", "coupled-talker", "coconut"])
+def test_a_baseline_is_trained_and_measured_by_the_same_command(kind, tmp_path):
+    script("-m", "reasoner.train", *TINY, "--model", kind, "--run", tmp_path / "r")
+    summary = json.loads((tmp_path / "r" / "summary.json").read_text())
+    assert "route_accuracy" in summary and summary["phases"]["coupled"]["steps"] == 12
+
+
+@pytest.mark.parametrize("what", ["tree", "containment", "talker"])
+def test_every_experiment_on_trees_writes_its_json(what, trained, tmp_path):
+    run, _ = trained
+    done = script("-m", "reasoner.evaluate", "--run", run, "--what", what, check=False)
+    if what == "tree" and done.returncode:  # six steps of training: no chain may be right so far
+        assert "nothing to take apart" in done.stderr
+    else:
+        assert done.returncode == 0 and json.loads((run / f"{what}.json").read_text())["examples"] == 12, done.stderr
+    wrong = script("-m", "reasoner.evaluate", "--run", run, "--what", "cfg", check=False)
+    assert wrong.returncode == 1 and "was trained on tree" in wrong.stderr
+
+
+def test_noise_on_strings_is_measured_with_every_baseline(tmp_path):
+    cfg = [*TINY, "--dataset", "cfg", "--levels", "3"]
+    script("-m", "reasoner.train", *cfg, "--run", tmp_path / "r")
+    script("-m", "reasoner.train", *cfg, "--model", "coupled", "--run", tmp_path / "c")
+    script("-m", "reasoner.evaluate", "--run", tmp_path / "r", "--what", "cfg", "--baseline", tmp_path / "c")
+    found = json.loads((tmp_path / "r" / "cfg.json").read_text())["runs"]
+    assert len(found) == 2 and (tmp_path / "r" / "noise.png").is_file()
+    assert all(set(rows) == {"drop", "replace", "insert", "latent"} for rows in found.values())
+
+
+def test_few_shot_prompts_run_on_real_questions(shared_data, tmp_path):
+    options = [*TINY, "--dataset", "gsm8k", "--data-dir", shared_data / "gsm8k", "--reasoning", "equations",
+               "--tokenizer", "bpe:512", "--block-size", "192", "--epochs", "1", "--max-steps", "2"]  # fmt: skip
+    script("-m", "reasoner.train", *options, "--max-chain", "8", "--run", tmp_path / "r", "--n-embd", "16")
+    script("-m", "reasoner.evaluate", "--run", tmp_path / "r", "--what", "fewshot", "--limit", "4")
+    assert list(json.loads((tmp_path / "r" / "fewshot.json").read_text())["runs"].popitem()[1]) == ["0", "1", "5", "8"]
