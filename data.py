@@ -208,7 +208,8 @@ def _examples(rows, where):
     return examples
 
 
-def _parse_lines(path):
+def parse_lines(path):
+    """JSONL file -> (line number, parsed line) pairs; empty lines are passed over, a bad one is named."""
     with open(path, "rb") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
@@ -227,7 +228,7 @@ def load_jsonl(path):
         raise UserError(
             f"{path}: no such file; --data-dir wants a folder with train.jsonl and test.jsonl in GSM8K's format"
         )
-    return _examples(_parse_lines(path), path)
+    return _examples(parse_lines(path), path)
 
 
 def load_hub_gsm8k():

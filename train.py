@@ -189,13 +189,15 @@ BAR = {
 }  # shown
 
 
-def fit(model, steps_per_epoch, batches, config, *, validate=None, after_step=None, processes=None, device=None):
+def fit(
+    model, steps_per_epoch, batches, config, *, validate=None, after_step=None, processes=None, device=None, again=None
+):
     """Train `model`; model(batch) -> (loss, metrics) is all that is asked of it. Returns the summary, a dict.
 
     `batches(epoch, k)` yields the micro-batches of step k of an epoch, a pure function, so that a step number is all
     there is to the position in the data; their losses and metrics add up to those of the whole step, over processes
     too; a batch has `.to(device)` and `.n_tokens`. `validate(model)` returns a dict of floats with "loss".
-    `after_step()` runs after each optimiser step.
+    `after_step()` runs after each optimiser step. `again` are the options that continue the run, told when it stops.
 
     Dropout and noise are seeded by (seed, step), so a resumed run needs no generator state to be exact.
     """
@@ -349,7 +351,8 @@ def fit(model, steps_per_epoch, batches, config, *, validate=None, after_step=No
                 bar.close()
                 if processes.main:
                     print(
-                        f"interrupted at step {step} of {total}; continue with: --run {run} --resume", file=sys.stderr
+                        f"interrupted at step {step} of {total}; continue with: {again or f'--run {run} --resume'}",
+                        file=sys.stderr,
                     )
                 sys.exit(128 + (stop or [signal.SIGTERM])[0])
     finally:

@@ -57,7 +57,6 @@ class ReasonerConfig(LoopConfig):
     sst_lr: float = opt(3e-4, "peak learning rate of self-supervised training", low=0.0)
     # Talker
     talker_epochs: int = opt(1, "passes over the training set of the Talker", low=1)
-    talker_train: int = opt(0, "training examples that the Talker gets (0: all)", low=0)
     talker_lr: float = opt(1e-3, "peak learning rate of the Talker", low=0.0)
     # evaluation
     max_chain: int = opt(0, "longest chain in latents (0: the longest of the training set)", low=0)
@@ -70,14 +69,15 @@ class ReasonerConfig(LoopConfig):
     # Filled in by train.py, never from the command line.
     vocab_size: int = field(default=0, metadata={"hidden": True})
     system: str = field(default="reasoner", metadata={"hidden": True})
+    init_sha: str = field(default="", metadata={"hidden": True})  # of the weights that a phase started from
     trained: str = field(default="", metadata={"hidden": True})  # the phase that this checkpoint ends
 
 
 PRESETS = {
     "quick": Preset(
-        "any laptop CPU, about 10 min: tree search, 15 nodes; route accuracy >= 99% on unseen trees",
-        dict(run="out/reasoner-quick", n_train=80_000, depth=5, labels=16, block_size=64, n_layer=4, n_head=4,
-             n_embd=128, n_hidden=352, talker_layer=1, talker_train=16_000, batch_size=32, epochs=1, lr=2e-3,
+        "any laptop CPU, about 10 min: tree search, up to 11 nodes; route accuracy >= 99% on unseen trees",
+        dict(run="out/reasoner-quick", n_train=80_000, leaves=6, depth=5, labels=12, block_size=64, n_layer=4, n_head=4,
+             n_embd=128, n_hidden=352, talker_layer=1, batch_size=32, epochs=1, lr=2e-3,
              sst_lr=1e-3, pretrain_on="chain"),
     ),
     "tree-42m": Preset(

@@ -153,7 +153,7 @@ def derived(chain, levels):
 
 
 def noisy(prompt, kind, rate, rng, words):
-    """A prompt with token noise: each token before the final ":" is dropped, replaced or followed by a random one.
+    """A prompt with token noise: each token before the final ":" is dropped, replaced by another, or followed by one.
 
     kind: drop, replace or insert; rate: probability per token; words: what random tokens are drawn from.
     """
@@ -161,7 +161,7 @@ def noisy(prompt, kind, rate, rng, words):
     for token in prompt.split()[:-1]:
         hit = rng.random() < rate
         if not (hit and kind == "drop"):
-            kept.append(rng.choice(words) if hit and kind == "replace" else token)
+            kept.append(rng.choice([w for w in words if w != token]) if hit and kind == "replace" else token)
         if hit and kind == "insert":
             kept.append(rng.choice(words))
     return " ".join([*kept, ":"])
@@ -186,7 +186,7 @@ HUB = (  # id, configuration, column, share of the passages
 def passages(split, config):
     """Plain text: DIR/*.txt (passages between empty lines) and DIR/*.jsonl ("text"); or C4, WikiText, maths, streamed.
 
-    Every tenth passage is validation, the one after it test.
+    A passage belongs to one split by its own text, so that a passage that comes twice cannot be in two.
     """
     if config.data_dir:
         files = sorted(p for p in Path(config.data_dir).glob("*") if p.suffix in (".txt", ".jsonl"))
@@ -195,23 +195,25 @@ def passages(split, config):
         rows = (text for path in files for text in _passages_of(path))
     else:
         rows = _streamed(config)
-    wanted = {"train": range(8), "val": (8,), "test": (9,)}[split]
     n = config.n_train if split == "train" else config.n_eval
-    found = [Item("", text) for text in islice((t for i, t in enumerate(rows) if i % 10 in wanted), n)]
+    found = [Item("", text) for text in islice((t for t in rows if split_of(t) == split), n)]
     if not found:
-        raise UserError(f"{config.data_dir or 'the Hub'}: too few passages for a {split} split; ten are the least")
+        raise UserError(f"{config.data_dir or 'the Hub'}: too few passages; none falls into the {split} split")
     return found
 
 
 def _passages_of(path):
-    if path.suffix == ".txt":
-        yield from (p.strip() for p in re.split(r"\n\s*\n", path.read_text(encoding="utf-8")) if p.strip())
+    if path.suffix == ".jsonl":
+        for number, row in questions.parse_lines(path):
+            if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+                raise UserError(f'{path}:{number}: wants one {{"text": …}} a line')
+            yield row["text"]
         return
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            yield json.loads(line)["text"]
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise UserError(f'{path}:{number}: wants one {{"text": …}} a line') from None
+    try:
+        whole = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from None
+    yield from (p.strip() for p in re.split(r"\n\s*\n", whole) if p.strip())
 
 
 def _streamed(config):
@@ -298,8 +300,9 @@ class Batch:
     start              (B,)    length of the prompt, so that the chain's first token stands in this column
     length             (B,)    length of the row
     chain_at, chain_ids (K,)   positions that predict a chain token or [EOS], and that token
-    all_at, all_ids    (K',)   positions that predict any next token, and that token
+    all_at, all_ids    (K',)   positions that predict any next token, and that token; a thought's place is no target
     chain              (B, R)  the chain's tokens with [EOS], -1 behind it
+    slot_at            (K,)    where in `chain`, flat, the tokens of `chain_ids` stand
     share              floats  chain tokens, all tokens of the whole optimiser step: what summed losses are divided by
     latents            (B, R, C) or None: the Reasoner's, where a Talker is trained
     """
@@ -312,6 +315,7 @@ class Batch:
     all_at: torch.Tensor
     all_ids: torch.Tensor
     chain: torch.Tensor
+    slot_at: torch.Tensor
     share: dict
     latents: torch.Tensor | None = None
 
@@ -333,6 +337,9 @@ class Encoded:
         """Examples that do not fit `block_size` are left out, counted and told; or `cut`, as far as they fit."""
         prompts, chains = (tokenizer.encode([getattr(x, name) for x in items]) for name in ("prompt", "chain"))
         if cut:
+            long = sum(len(c) > block_size - 2 for c in chains)
+            if long:
+                print(f"{where}: {long} of {len(chains)} passages cut off at --block-size {block_size}")
             chains = [c[: block_size - 2] for c in chains]
         rows = [([*(p or [tokenizer.ans]), *[tokenizer.pred] * slots], [*c, tokenizer.eos])
                 for p, c in zip(prompts, chains, strict=True)]  # fmt: skip
@@ -345,7 +352,7 @@ class Encoded:
             raise UserError(f"{where}: no example fits --block-size {block_size}")
         self.items = [x for x, ok in zip(items, fits, strict=True) if ok]
         rows = [row for row, ok in zip(rows, fits, strict=True) if ok]
-        self.tokenizer = tokenizer
+        self.tokenizer, self.slots = tokenizer, slots
         self.n, self.r = np.array([len(p) for p, _ in rows]), np.array([len(c) for _, c in rows])
         self.length = self.n + self.r
         self.start = np.concatenate([[0], np.cumsum(self.length)[:-1]])
@@ -356,7 +363,7 @@ class Encoded:
 
     def totals(self, index):
         """What summed losses over these examples are divided by to be means."""
-        return {"chain": float(self.r[index].sum()), "all": float((self.length[index] - 1).sum())}
+        return {"chain": float(self.r[index].sum()), "all": float((self.length[index] - 1 - self.slots).sum())}
 
     def batch(self, index, share=None):
         """Examples `index` (B,) -> Batch."""
@@ -367,11 +374,13 @@ class Encoded:
         for row, i in enumerate(index):
             tokens[row, : self.length[i]] = self.tokens[self.start[i] : self.start[i] + self.length[i]]
         of_chain = (column >= n[:, None] - 1) & (column < length[:, None] - 1)
-        chain_at, all_at = np.flatnonzero(of_chain), np.flatnonzero(column < length[:, None] - 1)
+        thought = (column >= n[:, None] - 1 - self.slots) & (column < n[:, None] - 1)  # predicts a thought's place
+        chain_at, all_at = np.flatnonzero(of_chain), np.flatnonzero((column < length[:, None] - 1) & ~thought)
         chain = np.full((B, R), -1)
         chain[np.arange(R) < r[:, None]] = tokens.ravel()[chain_at + 1]
         arrays = dict(tokens=tokens, start=n, length=length, chain_at=chain_at, chain_ids=tokens.ravel()[chain_at + 1],
-                      all_at=all_at, all_ids=tokens.ravel()[all_at + 1], chain=chain)  # fmt: skip
+                      all_at=all_at, all_ids=tokens.ravel()[all_at + 1], chain=chain,
+                      slot_at=np.flatnonzero(chain >= 0))  # fmt: skip
         return Batch(**{k: torch.from_numpy(v) for k, v in arrays.items()}, share=share or self.totals(index))
 
 
@@ -388,9 +397,8 @@ def make_batches(data, config, rank=0, world=1, after=lambda batch: batch):
     return len(order(0)), batches
 
 
-def ordered_batches(data, batch_size, share=None):
-    """Every example once, like lengths together -> (positions in data.items, Batch)."""
+def ordered_batches(data, batch_size):
+    """Every example once, like lengths together -> Batches whose summed losses are the means over the split."""
     order = np.argsort(data.length, kind="stable")
     for i in range(0, len(order), batch_size):
-        index = order[i : i + batch_size]
-        yield index, data.batch(index, share or data.totals(slice(None)))
+        yield data.batch(order[i : i + batch_size], data.totals(slice(None)))

@@ -12,16 +12,20 @@ Shapes: B prompts, R latents a chain, C width, N cases.
 """
 
 import random
+from collections import Counter
 from dataclasses import dataclass, replace
+from itertools import cycle
 from pathlib import Path
 from statistics import mean, stdev
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 from config import UserError, atomic, opt, parse, resolve_device, run_main, write_json
+from data import parse_answer
 from evaluate_accuracy import wilson
-from reasoner.data import Encoded, Item, load_items, noisy, ordered_batches
+from reasoner.data import Encoded, Item, derived, load_items, noisy, ordered_batches
 from reasoner.model import Pair, load
 from reasoner.train import chain_accuracy, right
 
@@ -80,9 +84,13 @@ def mixed_latents(reasoner, items, latents, seed=0):
 
     -> dict, for the sibling and for the control, another node of the same tree: means of alpha, beta and the residual,
     share of cases in which the right child weighs more, share that are mixed (beta at least a tenth of alpha), and the
-    former among the latter.
+    former among the latter. None if no chain is right so far.
+
+    Between unit vectors alpha > beta means exactly that the latent is nearer to the child than to the other vector, so
+    for any second vector that share is near the accuracy of the step, which stands beside it. What would speak for two
+    hypotheses is a beta of the sibling above that of the other node: `beta_difference`, paired, with its interval.
     """
-    rng, rows = random.Random(seed), []
+    rng, rows, without = random.Random(seed), [], 0
     id_of = reasoner.tokenizer.id_of
     for item, chain in zip(items, latents, strict=True):
         route = item.chain.split()
@@ -91,14 +99,19 @@ def mixed_latents(reasoner, items, latents, seed=0):
         for t in range(1, min(len(route), len(chain))):
             if said[:t] != [id_of[w] for w in route[:t]]:
                 break
-            other = rng.choice([w for w in labels if w not in (*route, item.sibling[t])])
-            rows.append((chain[t], id_of[route[t]], id_of[item.sibling[t]], id_of[other]))
+            others = [w for w in labels if w not in (*route, item.sibling[t])]
+            without += not others
+            if others:
+                rows.append((chain[t], id_of[route[t]], id_of[item.sibling[t]], id_of[rng.choice(others)]))
     if not rows:
-        raise UserError("no chain of this run is right so far; there is nothing to take apart")
+        return None
     r = F.normalize(torch.stack([row[0] for row in rows]), dim=-1)
     embedding = F.normalize(reasoner.target.weight.detach().cpu(), dim=-1)
     child, sibling, other = (embedding[[row[i] for row in rows]] for i in (1, 2, 3))
-    result = {"cases": len(rows)}
+    hits = int((reasoner.nearest(r.to(reasoner.device)).cpu() == torch.tensor([row[1] for row in rows])).sum())
+    result = {"cases": len(rows), "without_other_node": without, "step_accuracy": hits / len(rows)}
+    betas = [mixture(r, child, second)[1] for second in (sibling, other)]
+    result["beta_difference"] = interval((betas[0] - betas[1]).tolist())
     for name, second in (("sibling", sibling), ("other node (control)", other)):
         alpha, beta, residual = mixture(r, child, second)
         mixed, more = beta >= 0.1 * alpha.abs(), alpha > beta
@@ -111,18 +124,19 @@ def mixed_latents(reasoner, items, latents, seed=0):
     return result
 
 
-def exposure(pair, items):
+def exposure(reasoner, items):
     """The gap between training and use: share of chain tokens that are right, given the true tokens or free-running."""
-    data = Encoded(items, pair.tokenizer, pair.reasoner.config.block_size, "test")
+    data = Encoded(items, reasoner.tokenizer, reasoner.config.block_size, "test")
     hits, free, n = 0, 0, 0
-    for _, batch in ordered_batches(data, 256):
-        batch = batch.to(pair.reasoner.device)
-        given = pair.reasoner.nearest(pair.reasoner.teacher_forced(batch))
-        x, length = batch.tokens, batch.start
-        own = pair.reasoner.nearest(pair.reasoner.chain(pair.reasoner.inputs(x), length, batch.chain.size(1)))
-        real, own = batch.chain >= 0, F.pad(own, (0, batch.chain.size(1) - own.size(1)), value=-2)
-        hits, free, n = (hits + ((given == batch.chain) & real).sum().item(),
-                         free + ((own == batch.chain) & real).sum().item(), n + real.sum().item())  # fmt: skip
+    for batch in ordered_batches(data, 256):
+        batch = batch.to(reasoner.device)
+        R, real = batch.chain.size(1), batch.chain >= 0
+        own = reasoner.chain(reasoner.inputs(batch.tokens), batch.start, R)
+        said = reasoner.nearest(own).masked_fill(own.abs().sum(-1) == 0, -2)  # a chain that has ended says nothing
+        given = reasoner.nearest(reasoner.teacher_forced(batch))
+        hits += ((given == batch.chain) & real).sum().item()
+        free += ((F.pad(said, (0, R - said.size(1)), value=-2) == batch.chain) & real).sum().item()
+        n += real.sum().item()
     return {"teacher_forced": hits / n, "free_running": free / n}
 
 
@@ -146,7 +160,7 @@ def draw_chain(reasoner, item, chain, path):
     groups = (("other nodes", [w for w in labels if w not in (*route, *item.sibling)], "#999999", "o"),
               ("siblings of the route", [w for w in item.sibling if w], "#D55E00", "s"),
               ("nodes of the route", route, "#0072B2", "o"))  # fmt: skip
-    for name, words, color, marker in groups:
+    for name, words, color, marker in (g for g in groups if g[1]):
         axes.scatter(*zip(*(place[w] for w in words), strict=True), color=color, marker=marker, s=60, label=name)
         for w in words:
             axes.annotate(w, place[w], textcoords="offset points", xytext=(6, 5), color=color)
@@ -172,16 +186,26 @@ def tree(models, items, config):
         if not isinstance(model, Pair):
             continue
         latents = chains(model.reasoner, items)
-        row |= {"exposure": exposure(model, items), "mixed": mixed_latents(model.reasoner, items, latents, config.seed)}
+        row |= {
+            "exposure": exposure(model.reasoner, items),
+            "mixed": mixed_latents(model.reasoner, items, latents, config.seed),
+        }
         gap, mixed = row["exposure"], row["mixed"]
         print(f"  chain tokens right: {gap['teacher_forced']:.2%} with the true tokens as inputs, "
               f"{gap['free_running']:.2%} free-running")  # fmt: skip
-        print(f"  mixed latents, {mixed['cases']:,} steps: r ≈ alpha * right child + beta * another embedding")
+        if mixed is None:
+            print("  no chain is right so far: no latent to take apart")
+            continue
+        print(f"  mixed latents, {mixed['cases']:,} steps, of which {mixed['step_accuracy']:.2%} are right: "
+              "r ≈ alpha * right child + beta * another embedding")  # fmt: skip
         for second in ("sibling", "other node (control)"):
             m = mixed[second]
             print(f"    {second:<22} alpha {m['alpha']:.3f}, beta {m['beta']:+.3f} (95% of |beta| below "
                   f"{m['beta_abs_95th_percentile']:.3f}), residual {m['residual']:.3f}; right child weighs more in "
                   f"{m['right_weighs_more']:.2%}; mixed {m['mixed']:.2%}")  # fmt: skip
+        low, high = mixed["beta_difference"]["ci95"]
+        print(f"    beta of the sibling less beta of the other node: {mixed['beta_difference']['mean']:+.4f} "
+              f"({low:+.4f} to {high:+.4f})")  # fmt: skip
         best = max(range(len(items)), key=lambda i: len(items[i].chain.split()))
         draw_chain(model.reasoner, items[best], latents[best], Path(config.run) / f"chain_{Path(name).name}.png")
     return result
@@ -203,6 +227,7 @@ def noise(models, items, config):
     for name, model in models.items():
         rows = result.setdefault(name, {})
         for kind in ("drop", "replace", "insert", "latent"):
+            per_item = []
             for rate in LATENT_NOISE if kind == "latent" else NOISE:
                 rng, said = random.Random(f"{config.seed} {kind} {rate}"), [""] * len(items)
                 asked = items
@@ -217,16 +242,24 @@ def noise(models, items, config):
                         said[i] = text
                 shares = [token_accuracy(x.chain, text) for x, text in zip(items, said, strict=True)]
                 whole = sum(x.chain.split() == text.split() for x, text in zip(items, said, strict=True))
+                per_item.append(shares)
                 row = {"rate": rate, "token_accuracy": interval(shares), "exact": whole / len(items),
                        "exact_ci95": wilson(whole, len(items))}  # fmt: skip
                 rows.setdefault(kind, []).append(row)
-            clean = rows[kind][0]["token_accuracy"]["mean"] or 1e-9
-            for row in rows[kind]:
-                row["normalised"] = row["token_accuracy"]["mean"] / clean
+            for row, own in zip(rows[kind], per_item, strict=True):
+                row["normalised"] = ratio(own, per_item[0], config.seed)
             told = ", ".join(f"{r['rate']:g}: {r['token_accuracy']['mean']:.1%}" for r in rows[kind])
             print(f"{name}: {kind:<8} {told}")
     draw_noise(result, Path(config.run) / "noise.png")
     return result
+
+
+def ratio(shares, clean, seed, n=1000):
+    """Accuracy with noise over accuracy without, paired over examples -> the ratio of means and its 95% interval."""
+    shares, clean = np.array(shares), np.array(clean)
+    draw = np.random.default_rng(seed).integers(0, len(shares), (n, len(shares)))
+    means = shares[draw].mean(1) / np.maximum(clean[draw].mean(1), 1e-9)
+    return {"mean": shares.mean() / max(clean.mean(), 1e-9), "ci95": np.percentile(means, [2.5, 97.5]).tolist()}
 
 
 def say(model, prompts, latent_noise, generator):
@@ -247,7 +280,7 @@ def draw_noise(result, path):
     figure, panels = plt.subplots(1, 4, figsize=(14, 3.8), layout="constrained", sharey=True)
     colors = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
     for axes, kind in zip(panels, ("drop", "replace", "insert", "latent"), strict=True):
-        for (name, rows), color in zip(result.items(), colors, strict=False):
+        for (name, rows), color in zip(result.items(), cycle(colors), strict=False):
             x = [row["rate"] for row in rows[kind]]
             low, high = zip(*(row["token_accuracy"]["ci95"] for row in rows[kind]), strict=True)
             axes.plot(x, [row["token_accuracy"]["mean"] for row in rows[kind]], marker="o", markersize=4, color=color,
@@ -267,100 +300,168 @@ def draw_noise(result, path):
 
 
 def containment(models, items, config):
-    """Can a wrong token harm what is thought after it? By autograd, and by forcing a wrong token at every step in turn.
+    """Can a wrong token harm what is thought after it? And a wrong thought?
 
-    -> for each run: the largest gradient of any state of the chain with respect to any token that was written; for a
-    Pair, the largest change of any latent when every token is wrong; for a baseline, the share of later tokens that
-    stay right after one wrong token, beside the share without it.
+    A row of prompt and chain tokens is given to every model. -> for each run
+    gradient             largest |d state / d embedded chain token|, over the states that come after that token
+    largest_change       Pair: of any latent of the chain when all chain tokens in the row are others; bit-equal is 0
+    teacher_forced       Pair, the control: the same gradient where the tokens *are* read, as in training
+    after_a_wrong_token  baseline: share of later chain tokens that stay right after one wrong token is fed back
+    after_a_wrong_latent Pair: the same after one latent is exchanged for another word's embedding
+    undisturbed          the share without the disturbance
     """
-    result, rng = {}, random.Random(config.seed)
-    items = [x for x in items if len(x.prompt.split()) == len(items[0].prompt.split())][:200]
+    result = {}
+    tokenizer = next(iter(models.values())).tokenizer
+    length = [len(ids) for ids in tokenizer.encode([x.prompt for x in items])]
+    items = [x for x, n in zip(items, length, strict=True) if n == length[0]][:200]
     for name, model in models.items():
-        prompts = [x.prompt for x in items]
-        row = result[name] = {"examples": len(items), "gradient": token_gradient(model, prompts)}
-        print(f"{name}: largest gradient of a state with respect to a token before it: {row['gradient']:g}")
+        rng, row = random.Random(config.seed), {"examples": len(items)}
+        slots = model.config.thoughts if model.config.model == "coconut" else 0
+        data = Encoded(items, model.tokenizer, model.config.block_size, "test", slots)
+        batch = data.batch(list(range(len(data)))).to(next(iter(parameters(model))).device)
         if isinstance(model, Pair):
-            before = model.reasoner.rollout(prompts)
-            wrong = torch.randint(model.tokenizer.n_text, before.shape[:2]).to(before.device)
-            if model.config.talker == "dual":  # its own earlier tokens are what a Talker could be misled by
-                model.talker.decode(model.talker.embed(wrong), *model.talker.encode(before))
-            row["largest_change"] = (model.reasoner.rollout(prompts) - before).abs().max().item()
-            print(f"{name}: largest change of a latent when every token is wrong: {row['largest_change']:g}")
-            continue
-        clean = [ids + [model.tokenizer.eos] for ids in model.tokens(prompts)]
-        kept = whole = n = 0
-        for at in range(max(map(len, clean)) - 1):
-            wrong = torch.tensor([rng.randrange(model.tokenizer.n_text) for _ in items], device=model.device)
-
-            def force(step, ids, at=at, wrong=wrong, n_text=model.tokenizer.n_text):
-                return torch.where(wrong == ids, (wrong + 1) % n_text, wrong) if step == at else ids
-
-            forced = [ids + [model.tokenizer.eos] for ids in model.tokens(prompts, forced=force)]
-            for item, before, after in zip(items, clean, forced, strict=True):
-                gold = [*model.tokenizer.encode([item.chain])[0], model.tokenizer.eos]
-                for t in range(at + 1, len(gold)):
-                    kept += t < len(after) and after[t] == gold[t]
-                    whole += t < len(before) and before[t] == gold[t]
-                    n += 1
-        row |= {"later_tokens_right": kept / n, "without_the_wrong_token": whole / n, "later_tokens": n}
-        print(f"{name}: after one wrong token {kept / n:.1%} of the later tokens are right; without it {whole / n:.1%}")
+            row |= contained(model.reasoner, batch)
+            print(f"{name}: largest gradient of a latent with respect to a chain token {row['gradient']:g} "
+                  f"(where tokens are read, {row['teacher_forced']:.3g}); largest change when all tokens are others "
+                  f"{row['largest_change']:g}")  # fmt: skip
+        else:
+            row["gradient"] = read_gradient(
+                lambda x, m=model: m.states(x, places(x))[0], model.embed(batch.tokens), batch
+            )
+            print(f"{name}: largest gradient of a state with respect to a chain token before it {row['gradient']:.3g}")
+        key = "after_a_wrong_latent" if isinstance(model, Pair) else "after_a_wrong_token"
+        row |= dict(zip((key, "undisturbed", "later_tokens"), spread(model, items, rng), strict=True))
+        what = "latent" if isinstance(model, Pair) else "token"
+        print(f"{name}: after one wrong {what} {row[key]:.1%} of the later tokens are right; without it "
+              f"{row['undisturbed']:.1%}")  # fmt: skip
+        result[name] = row
     return result
 
 
-def token_gradient(model, prompts):
-    """Largest |d state / d token| over a chain, tokens as one-hot vectors in the place where the model reads them.
+def parameters(model):
+    return (model.reasoner if isinstance(model, Pair) else model).parameters()
 
-    A Pair's states are its latents, tokens are read by a dual Talker only; a baseline's states follow its tokens.
-    Prompts of one length. 0.0 if no path leads from any token to any state.
-    """
-    coupled = not isinstance(model, Pair)
-    tokens, length = (model if coupled else model.reasoner).rows(prompts)
-    R = 4
-    said = torch.randint(model.tokenizer.n_text, (len(prompts), R), device=tokens.device)
-    one_hot = F.one_hot(said, model.config.vocab_size).float().requires_grad_()  # (B, R, V)
+
+def places(x):
+    """x (B, T, C) -> positions (B, T)."""
+    return torch.arange(x.size(1), device=x.device).expand(x.shape[:2])
+
+
+def read_gradient(states, x, batch):
+    """Largest |d states(x) / d x| at chain tokens; states that come before a token have none, by causality."""
+    x = x.detach().requires_grad_()
+    of_chain = (places(x) >= batch.start[:, None]) & (places(x) < batch.length[:, None])
     with torch.enable_grad():
-        if coupled:
-            x = torch.cat((model.embed(tokens), one_hot @ model.embed.weight), 1)
-            states = model.states(x, torch.arange(x.size(1), device=x.device).expand(x.shape[:2]))[0][:, -R:]
-        else:
-            if model.config.talker == "dual":  # words first, so that thought after them could have read them
-                model.talker.decode(one_hot @ model.talker.head.weight,
-                                    *model.talker.encode(model.reasoner.rollout(prompts, R)))  # fmt: skip
-            states = model.reasoner.chain(model.reasoner.inputs(tokens), length, R)
-        found = torch.autograd.grad(states.square().sum() + states.sum(), one_hot, allow_unused=True)[0]
-    return 0.0 if found is None else found.abs().max().item()
+        found = torch.autograd.grad(states(x).square().sum() + states(x).sum(), x)[0]
+    return found[of_chain].abs().max().item()
+
+
+def contained(reasoner, batch):
+    """The chain of a row in which chain tokens stand behind the prompt, and may not be seen."""
+
+    def chain(x):
+        return reasoner.chain(x, batch.start, batch.chain.size(1))
+
+    x = reasoner.inputs(batch.tokens)
+    of_chain = places(x) >= batch.start[:, None]
+    other = reasoner.inputs(torch.where(of_chain, (batch.tokens + 1) % reasoner.tokenizer.n_text, batch.tokens))
+    return {"gradient": read_gradient(chain, x, batch), "largest_change": (chain(x) - chain(other)).abs().max().item(),
+            "teacher_forced": read_gradient(reasoner.states, x, batch)}  # fmt: skip
+
+
+def spread(model, items, rng):
+    """One wrong token, or latent, at every step in turn -> share of later tokens right, without it, their number.
+
+    A Pair's chain is read by the nearest embedding, so that no Talker can mend it.
+    """
+    prompts, t = [x.prompt for x in items], model.tokenizer
+    gold = [[*ids, t.eos] for ids in t.encode([x.chain for x in items])]
+
+    def say(forced=None):
+        if not isinstance(model, Pair):
+            return [[*ids, t.eos] for ids in model.tokens(prompts, forced=forced)]
+        tokens, length = model.reasoner.rows(prompts)
+        latents = model.reasoner.chain(model.reasoner.inputs(tokens), length, forced=forced)
+        return model.reasoner.nearest(latents).masked_fill(latents.abs().sum(-1) == 0, -2).tolist()
+
+    clean, kept, whole, n = say(), 0, 0, 0
+    for at in range(max(map(len, gold)) - 1):
+        wrong = torch.tensor([rng.choice([i for i in range(t.n_text) if i != g[min(at, len(g) - 1)]]) for g in gold])
+
+        def forced(step, now, at=at, wrong=wrong):
+            if step != at:
+                return now
+            return model.reasoner.inputs(wrong.to(now.device)) if isinstance(model, Pair) else wrong.to(now)
+
+        for g, before, after in zip(gold, clean, say(forced), strict=True):
+            later = range(at + 1, len(g))
+            kept += sum(i < len(after) and after[i] == g[i] for i in later)
+            whole += sum(i < len(before) and before[i] == g[i] for i in later)
+            n += len(later)
+    return kept / max(1, n), whole / max(1, n), n
 
 
 # ---------------------------------------------------------------------------------------------- the Talker
 
 
+def valid(item, text, config):
+    """Could `text` be an answer at all? A walk down the tree from its root; a derivation; a solution with a number."""
+    if config.dataset == "tree":
+        words, route = item.prompt.split(), text.split()
+        edges = {(words[i], words[i + 1]) for i in range(0, len(words) - 5, 3)}
+        return route[:1] == [words[-4]] and all(step in edges for step in zip(route, route[1:], strict=False))
+    return derived(text, config.levels) is not None if config.dataset == "cfg" else parse_answer(text) is not None
+
+
 def talker(models, items, config):
-    """Can the Talker reason by itself? Fed with Gaussian latents, and with the latents of another prompt."""
+    """Can the Talker reason by itself? What it says of the own latents, and of four others.
+
+    another prompt's   its own answer would mean that it knows more than it is told; it should be the other prompt's
+    first latent only  the route's continuation would be the Talker's own
+    Gaussian           random directions: is there sense in what it says?
+    Beside it, the same latents read without a Talker, by the nearest embedding.
+    """
     result = {}
     for name, model in models.items():
         if not isinstance(model, Pair):
             continue
-        own = other = random_right = n = 0
-        generator = torch.Generator().manual_seed(config.seed)
+        count, generator, sample = Counter(), torch.Generator().manual_seed(config.seed), []
         for index in in_batches(items):
             part = [items[i] for i in index]
             latents = model.reasoner.rollout([x.prompt for x in part])
-            gauss = F.normalize(torch.randn(latents.shape, generator=generator), dim=-1).to(latents)
-            gauss = gauss * (latents.abs().sum(-1, keepdim=True) > 0)
-            shifted = [*part[1:], part[0]]
-            for item, stranger, a, b, c in zip(part, shifted, model.talker.speak(latents),
-                                               model.talker.speak(latents.roll(-1, 0)), model.talker.speak(gauss),
-                                               strict=True):  # fmt: skip
-                own += right(model.config, item, a)
-                other += right(model.config, stranger, b)
-                random_right += right(model.config, item, c)
-                n += 1
-        result[name] = {"n": n, "own_latents": own / n, "own_latents_ci95": wilson(own, n),
-                        "other_prompts_latents_say_the_other_answer": other / n,
-                        "other_ci95": wilson(other, n), "gaussian_latents": random_right / n,
-                        "gaussian_ci95": wilson(random_right, n)}  # fmt: skip
-        print(f"{name}: right with the own latents {own / n:.2%}; another prompt's latents give the other prompt's "
-              f"answer in {other / n:.2%}; right with Gaussian latents {random_right / n:.2%}")  # fmt: skip
+            real = latents.abs().sum(-1, keepdim=True) > 0
+            gauss = F.normalize(torch.randn(latents.shape, generator=generator), dim=-1).to(latents) * real
+            first = torch.cat((latents[:, :1], torch.zeros_like(latents[:, 1:])), 1)
+            near = model.reasoner.nearest(latents).masked_fill(~real[..., 0], model.tokenizer.eos).tolist()
+            eos, R = model.tokenizer.eos, latents.size(1)
+            read = [model.tokenizer.decode(ids[: ids.index(eos)] if eos in ids else ids) for ids in near]
+            said = {"own": model.talker.speak(latents), "other": model.talker.speak(latents.roll(-1, 0)),
+                    "first": model.talker.speak(first, R), "gauss": model.talker.speak(gauss)}  # fmt: skip
+            for b, item in enumerate(part):
+                stranger = part[(b + 1) % len(part)]
+                count["own"] += right(model.config, item, said["own"][b])
+                count["nearest"] += right(model.config, item, read[b])
+                count["other_says_own"] += right(model.config, item, said["other"][b])
+                count["other_says_other"] += right(model.config, stranger, said["other"][b])
+                count["first"] += right(model.config, item, said["first"][b])
+                count["gauss_right"] += right(model.config, item, said["gauss"][b])
+                count["gauss_valid"] += valid(item, said["gauss"][b], model.config)
+                count["own_valid"] += valid(item, said["own"][b], model.config)
+            sample = sample or said["gauss"][:5]
+        n = len(items)
+        result[name] = {"n": n, "gaussian_sample": sample} | {
+            k: {"share": count[k] / n, "ci95": wilson(count[k], n)} for k in
+            ("own", "own_valid", "nearest", "other_says_own", "other_says_other", "first", "gauss_right", "gauss_valid")
+        }  # fmt: skip
+        for label, key in (("own latents: right", "own"), ("the same, read by the nearest embedding", "nearest"),
+                           ("another prompt's latents: the own answer", "other_says_own"),
+                           ("another prompt's latents: the other's answer", "other_says_other"),
+                           ("the first latent only: right", "first"), ("Gaussian latents: right", "gauss_right"),
+                           ("Gaussian latents: a possible answer", "gauss_valid"),
+                           ("own latents: a possible answer", "own_valid")):  # fmt: skip
+            low, high = wilson(count[key], n)
+            print(f"{name}: {label:<46}{count[key] / n:8.2%}   {low:.2%} to {high:.2%}")
+        print(f"{name}: said of Gaussian latents: {' | '.join(sample)}")
     return result
 
 
@@ -372,18 +473,24 @@ def fewshot(models, items, config):
     result = {}
     for name, model in models.items():
         conf = model.config
-        source = replace(conf, data_dir=config.data_dir or conf.data_dir)
+        own = conf.data_dir if conf.dataset == "gsm8k" else ""
+        source = replace(conf, dataset="gsm8k", data_dir=config.data_dir or own)
         train, rng = load_items("train", source), random.Random(config.seed)
+        if len(train) < max(SHOTS):
+            raise UserError(f"{len(train)} training questions are too few to show {max(SHOTS)} of them")
         for n in SHOTS:
             shown = "".join(f"{x.prompt}\n{x.chain}\n\n" for x in rng.sample(train, n))
             asked = [Item(shown + x.prompt, x.chain) for x in items]
-            room = conf.block_size - conf.max_chain
             length = [len(ids) for ids in model.tokenizer.encode([x.prompt for x in asked])]
-            beyond = sum(k > room for k in length)
-            share, ci95, _ = chain_accuracy(model, asked, batch_size=32 if n else 256)
+            beyond = sum(k > conf.block_size for k in length)
+            share, ci95, _ = chain_accuracy(model, asked, 32 if n else 256, "gsm8k")
             result.setdefault(name, {})[str(n)] = {"exact_match": share, "ci95": ci95, "n": len(items),
-                                                   "longer_than_trained": beyond / len(items)}  # fmt: skip
-            note = f"; {beyond / len(items):.0%} of the prompts are longer than any in training" if beyond else ""
+                                                   "longer_than_block_size": beyond / len(items)}  # fmt: skip
+            note = (
+                f"; {beyond / len(items):.0%} of the prompts are longer than --block-size {conf.block_size}"
+                if beyond
+                else ""
+            )
             print(f"{name}: {n}-shot exact match {share:.2%}   95% interval {ci95[0]:.2%} to {ci95[1]:.2%}{note}")
     return result
 
@@ -395,12 +502,19 @@ def main():
     config, _ = parse(EvalConfig, {}, __doc__.split("\n\n")[0])
     device = resolve_device(config.device).device
     models = {run: load(run, device) for run in (config.run, *config.baseline)}
-    wanted = {"tree": ("tree",), "cfg": ("cfg",), "fewshot": ("gsm8k",)}.get(config.what)
+    wanted = {"tree": "tree", "cfg": "cfg"}.get(config.what)
     for run, model in models.items():
-        if wanted and model.config.dataset not in wanted:
-            raise UserError(f"{run} was trained on {model.config.dataset}; --what {config.what} wants {wanted[0]}")
+        if wanted and model.config.dataset != wanted:
+            raise UserError(f"{run} was trained on {model.config.dataset}; --what {config.what} wants {wanted}")
+        if config.what in ("containment", "talker") and model.config.dataset == "text":
+            raise UserError(f"{run} was trained on text, where there is no right answer")
     first = models[config.run].config
-    items = load_items("test", replace(first, data_dir=config.data_dir or first.data_dir))[: config.limit or None]
+    source = replace(first, data_dir=config.data_dir or first.data_dir)
+    if config.what == "fewshot" and first.dataset != "gsm8k":  # any checkpoint that reads text may be asked
+        if first.dataset != "text":
+            raise UserError(f"{config.run} was trained on {first.dataset} and cannot read questions")
+        source = replace(source, dataset="gsm8k", data_dir=config.data_dir)
+    items = load_items("test", source)[: config.limit or None]
     experiment = {"tree": tree, "cfg": noise, "containment": containment, "talker": talker, "fewshot": fewshot}
     with torch.no_grad():
         result = experiment[config.what](models, items, config)

@@ -32,6 +32,8 @@ from model import Block, Transformer, cosine, rotary, token_loss
 from reasoner.config import ReasonerConfig
 from reasoner.data import load_tokenizer
 
+TEMPERATURE = 0.07  # of the cross-entropy under --sst-loss hard, where cosines are logits; CLIP's initial value
+
 
 def rms_norm(C):
     """RMSNorm with a learned gain; latents have norm 1, so their mean square is 1/C: eps must stay far below."""
@@ -104,13 +106,17 @@ class Reasoner(Stored, nn.Module, PyTorchModelHubMixin, library_name="nanojepa",
 
     def inputs(self, tokens):
         """tokens (B, T) -> embeddings (B, T, C), of unit norm once the states are."""
-        x = self.embed(tokens)
+        return self.onto_sphere(self.embed(tokens))
+
+    def onto_sphere(self, x):
+        """L2 norm, after pretraining and unless --norm rms leaves it out."""
         return F.normalize(x, dim=-1) if self.latent and self.config.norm != "rms" else x
 
     def states(self, x, position=None, mask=None, cache=None):
         """Inputs (B, T, C) -> (B, T, C): RMSNorm in pretraining, then the hybrid norm: RMS, and L2 after it.
 
-        Under --norm l2 the RMS gain is skipped, under --norm rms the projection onto the sphere.
+        Under --norm l2 the RMS gain is skipped. Under --norm rms the sphere is; states are then divided by C^½, the
+        norm that RMSNorm gives at first, so that what is fed back is as large as what was read in training.
         """
         if position is None:
             position = torch.arange(x.size(1), device=x.device).expand(x.shape[:2])
@@ -119,7 +125,9 @@ class Reasoner(Stored, nn.Module, PyTorchModelHubMixin, library_name="nanojepa",
         )  # unit norm -> unit mean square, as the blocks' own
         if not self.latent or self.config.norm != "l2":
             h = self.norm_out(h)
-        return F.normalize(h, dim=-1) if self.latent and self.config.norm != "rms" else h
+        if self.latent and self.config.norm == "rms":
+            return h * h.size(-1) ** -0.5
+        return self.onto_sphere(h)
 
     # ---- training
 
@@ -135,9 +143,7 @@ class Reasoner(Stored, nn.Module, PyTorchModelHubMixin, library_name="nanojepa",
         at, ids = (batch.all_at, batch.all_ids) if everywhere else (batch.chain_at, batch.chain_ids)
         scale = torch.full((len(ids),), 1 / batch.share["all" if everywhere else "chain"], device=h.device)
         loss, nll = token_loss(h[at], self.embed.weight, ids, scale)
-        with torch.no_grad():
-            right = (F.linear(h[batch.chain_at], self.embed.weight).argmax(-1) == batch.chain_ids).float()
-        return loss, {"token_loss": nll.sum() * scale[0], "chain_accuracy": right.sum() / batch.share["chain"]}
+        return loss, {"token_loss": nll.sum() * scale[0]} | share_right(h, self.embed.weight, batch)
 
     def self_supervised(self, batch):
         """k (1 - cos) between each predicted latent and the EMA embedding of its token, on chain positions only.
@@ -157,7 +163,7 @@ class Reasoner(Stored, nn.Module, PyTorchModelHubMixin, library_name="nanojepa",
             own = cosine(r, self.target(batch.chain_ids))
             if config.sst_loss == "hard":
                 logits = F.normalize(r, dim=-1) @ F.normalize(self.target.weight, dim=-1).T
-                wrong = F.cross_entropy(logits / 0.07, batch.chain_ids, reduction="none")
+                wrong = F.cross_entropy(logits / TEMPERATURE, batch.chain_ids, reduction="none")
             else:
                 wrong = config.k * (1 - own)
             losses.append(wrong.sum() / batch.share["chain"])
@@ -171,9 +177,9 @@ class Reasoner(Stored, nn.Module, PyTorchModelHubMixin, library_name="nanojepa",
     @torch.no_grad()
     def measures(self, r, own, batch):
         """Latents (K, C), cosines to the own targets (K,) -> cosine, its control, and how often the own is nearest."""
-        n = batch.share["chain"]
-        other = cosine(r, self.target(batch.chain_ids).roll(1, 0)) * (batch.chain_ids != batch.chain_ids.roll(1))
-        differs = (batch.chain_ids != batch.chain_ids.roll(1)).float().mean().clamp(min=1e-9)
+        n, stranger = batch.share["chain"], batch.chain_ids.roll(len(r) // 2)  # of another row
+        other = cosine(r, self.target(stranger)) * (batch.chain_ids != stranger)
+        differs = (batch.chain_ids != stranger).float().mean().clamp(min=1e-9)
         hit = (self.nearest(r) == batch.chain_ids).float()
         return {"jepa_loss": (1 - own).sum() / n, "cos_own": own.sum() / n, "cos_other": other.sum() / n / differs,
                 "chain_accuracy": hit.sum() / n}  # fmt: skip
@@ -191,15 +197,14 @@ class Reasoner(Stored, nn.Module, PyTorchModelHubMixin, library_name="nanojepa",
     def teacher_forced(self, batch):
         """Batch -> latents (B, R, C) with the chain's tokens as inputs; zeros behind a chain's end."""
         h = self.states(self.inputs(batch.tokens)).flatten(0, 1)[batch.chain_at]
-        latents = h.new_zeros(*batch.chain.shape, h.size(-1))
-        latents[batch.chain >= 0] = h
-        return latents
+        latents = h.new_zeros(batch.chain.numel(), h.size(-1)).index_copy(0, batch.slot_at, h)
+        return latents.view(*batch.chain.shape, -1)
 
     # ---- use
 
     def rows(self, prompts):
         """list of B str, or of lists of ids -> tokens (B, T), padded on the right, and lengths (B,)."""
-        t = self.tokenizer
+        t, prompts = self.tokenizer, [prompts] if isinstance(prompts, str) else prompts
         ids = [p if isinstance(p, list) else t.encode([p])[0] or [t.ans] for p in prompts]
         length = torch.tensor([len(p) for p in ids], device=self.device)
         tokens = nn.utils.rnn.pad_sequence([torch.tensor(p) for p in ids], batch_first=True, padding_value=t.pad)
@@ -210,13 +215,16 @@ class Reasoner(Stored, nn.Module, PyTorchModelHubMixin, library_name="nanojepa",
         """list of B prompts (str, or lists of ids) -> latents (B, R, C), R <= max_chain, without writing a token.
 
         A chain ends with the latent whose nearest embedding is [EOS]; behind it stand zeros. `noise` is the norm of
-        Gaussian noise added to each latent before it is used. `cached=False` is the slow obvious way, for tests.
+        Gaussian noise added to each latent before it is fed back. `cached=False` is the slow obvious way, for tests.
         """
         tokens, length = self.rows(prompts)
         return self.chain(self.inputs(tokens), length, max_chain, noise, generator, cached)
 
-    def chain(self, x, length, max_chain=None, noise=0.0, generator=None, cached=True):
-        """Input embeddings x (B, T, C), of which the first `length` (B,) count -> latents (B, R, C); see `rollout`."""
+    def chain(self, x, length, max_chain=None, noise=0.0, generator=None, cached=True, forced=None):
+        """Input embeddings x (B, T, C), of which the first `length` (B,) count -> latents (B, R, C); see `rollout`.
+
+        forced(step, latent (B, C)) -> latent (B, C): what is fed back instead, to see how a wrong thought spreads.
+        """
         B, T, C = x.shape
         row, limit = torch.arange(B, device=x.device), max_chain or self.config.max_chain
         cache = [[] for _ in self.trunk.blocks] if cached else None
@@ -224,13 +232,13 @@ class Reasoner(Stored, nn.Module, PyTorchModelHubMixin, library_name="nanojepa",
         h = self.states(x, cache=cache)[row, length - 1]  # causal: padding stands behind and is not seen
         latents, alive = [], torch.ones(B, dtype=torch.bool, device=x.device)
         for step in range(limit):
-            if noise:
-                h = h + torch.randn(h.shape, generator=generator).to(h) * (noise * C**-0.5)
-                h = F.normalize(h, dim=-1) if self.config.norm != "rms" else h
             latents.append(h * alive[:, None])
             alive = alive & (self.nearest(h) != self.tokenizer.eos)
             if step + 1 == limit or not alive.any():
                 break
+            if forced is not None:
+                h = forced(step, h)
+            h = disturbed(h, noise, generator)
             valid = F.pad(valid, (0, 1), value=True)
             position = (length + step)[:, None]
             if cached:
@@ -243,6 +251,24 @@ class Reasoner(Stored, nn.Module, PyTorchModelHubMixin, library_name="nanojepa",
                 own = torch.eye(x.size(1), dtype=torch.bool, device=x.device)
                 h = self.states(x, where, ((causal & valid[:, None]) | own)[:, None])[:, -1]
         return torch.stack(latents, 1)
+
+
+def disturbed(x, noise, generator):
+    """x (B, C) plus Gaussian noise whose norm is about `noise` times x's own."""
+    if not noise:
+        return x
+    return x + torch.randn(x.shape, generator=generator).to(x) * (
+        noise * x.size(-1) ** -0.5 * x.norm(dim=-1, keepdim=True)
+    )
+
+
+@torch.no_grad()
+def share_right(h, weight, batch):
+    """States, flat (B*T, C), output layer (V, C) -> {"chain_accuracy"}; {} for a vocabulary whose logits are large."""
+    if len(weight) > 10_000:
+        return {}
+    hit = F.linear(h[batch.chain_at], weight).argmax(-1) == batch.chain_ids
+    return {"chain_accuracy": hit.float().sum() / batch.share["chain"]}
 
 
 # ---------------------------------------------------------------------------------------------- the Talker
@@ -295,8 +321,8 @@ class Talker(Stored, nn.Module, PyTorchModelHubMixin, library_name="nanojepa", t
                         nn.init.normal_(p, std=C**-0.5 * ((2 * config.talker_layer) ** -0.5 if residual else 1))
 
     def embed(self, tokens):
-        """What dual's decoder reads: tokens (…) -> (…, C), tied to the head."""
-        return F.embedding(tokens, self.head.weight)
+        """What dual's decoder reads: tokens (…) -> (…, C), tied to the head, scaled as the Reasoner's inputs are."""
+        return F.embedding(tokens, self.head.weight) * self.config.n_embd**0.5
 
     def encode(self, latents):
         """latents (B, R, C), zero where a chain has ended -> encoded chain (B, R, C), who may be seen (B, 1, 1, R)."""
@@ -321,8 +347,7 @@ class Talker(Stored, nn.Module, PyTorchModelHubMixin, library_name="nanojepa", t
         if self.config.talker == "dual":
             before = F.pad(batch.chain.clamp(min=0)[:, :-1], (1, 0), value=self.tokenizer.ans)
             y = self.decode(self.embed(before), y, mask)
-        where = batch.chain >= 0
-        h, ids = y[:, :R][where], batch.chain[where]
+        h, ids = y[:, :R].flatten(0, 1)[batch.slot_at], batch.chain_ids
         scale = torch.full((len(ids),), 1 / batch.share["chain"], device=h.device)
         loss, nll = token_loss(h, self.head.weight, ids, scale)
         with torch.no_grad():
@@ -360,7 +385,7 @@ class Talker(Stored, nn.Module, PyTorchModelHubMixin, library_name="nanojepa", t
 class Coupled(Stored, nn.Module, PyTorchModelHubMixin, library_name="nanojepa"):
     """The baselines, in which each token that is written is read again.
 
-    coupled         an ordinary Transformer language model with as many blocks as Reasoner and Talker together
+    coupled         an ordinary Transformer language model as large as Reasoner and Talker together
     coupled-talker  Reasoner and a causal Talker trained as one: cross-entropy and k (1 - cos) together, token feedback
     coconut         as coupled, but `thoughts` latents stand between prompt and answer, each fed back as the next input
                     (Hao et al. 2024, arXiv 2412.06769), trained through the feedback, without its curriculum
@@ -369,22 +394,19 @@ class Coupled(Stored, nn.Module, PyTorchModelHubMixin, library_name="nanojepa"):
     def __init__(self, config: ReasonerConfig):
         super().__init__()
         self.config, self.tokenizer = config, None
-        joint = config.model == "coupled-talker"
+        joint, C = config.model == "coupled-talker", config.n_embd
+        block = 4 * C * C + 3 * C * config.n_hidden  # parameters; a dual Talker's decoder has cross-attention besides
+        extra = config.talker_layer * (1 if config.talker == "mono" else 2 + 4 * C * C / block)
         self.embed = nn.Embedding(config.vocab_size, config.n_embd)
         nn.init.normal_(self.embed.weight, std=config.n_embd**-0.5)
-        n_layer = config.n_layer + (0 if joint else config.talker_layer)
+        n_layer = config.n_layer + (0 if joint else round(extra))
         self.trunk, self.norm_out = trunk_of(config, n_layer, ends=False), rms_norm(config.n_embd)
+        self.head = nn.Linear(C, config.vocab_size, bias=False)
+        nn.init.normal_(self.head.weight, std=C**-0.5)
         if joint:
-            self.talker = trunk_of(config, config.talker_layer, ends=True)
-            self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-            nn.init.normal_(self.head.weight, std=config.n_embd**-0.5)
+            self.talker = trunk_of(config, round(extra), ends=True)
             self.target = nn.Embedding(config.vocab_size, config.n_embd)
             self.target.weight = nn.Parameter(self.embed.weight.detach().clone(), requires_grad=False)
-
-    @property
-    def weight(self):
-        """The output layer (V, C)."""
-        return self.head.weight if self.config.model == "coupled-talker" else self.embed.weight
 
     def states(self, x, position, cache=None, mask=None):
         """Inputs (B, T, C) -> (latents, states that the output layer reads), both (B, T, C)."""
@@ -403,17 +425,14 @@ class Coupled(Stored, nn.Module, PyTorchModelHubMixin, library_name="nanojepa"):
         if config.model == "coconut":
             for i in range(config.thoughts):  # the thoughts stand in the last columns of the prompt
                 place = batch.start - config.thoughts + i
-                longest = int(place.max())
-                h = self.states(x[:, :longest], position[:, :longest])[1]
+                h = self.states(x, position)[1]
                 x = x.index_put((row, place), F.normalize(h[row, place - 1], dim=-1))
         r, h = (s.flatten(0, 1) for s in self.states(x, position))
         everywhere = config.pretrain_on == "all"
         at, ids = (batch.all_at, batch.all_ids) if everywhere else (batch.chain_at, batch.chain_ids)
         scale = torch.full((len(ids),), 1 / batch.share["all" if everywhere else "chain"], device=h.device)
-        loss, nll = token_loss(h[at], self.weight, ids, scale)
-        with torch.no_grad():
-            right = (F.linear(h[batch.chain_at], self.weight).argmax(-1) == batch.chain_ids).float()
-        metrics = {"token_loss": nll.sum() * scale[0], "chain_accuracy": right.sum() / batch.share["chain"]}
+        loss, nll = token_loss(h[at], self.head.weight, ids, scale)
+        metrics = {"token_loss": nll.sum() * scale[0]} | share_right(h, self.head.weight, batch)
         if config.model == "coupled-talker":
             own = cosine(r[batch.chain_at], self.target(batch.chain_ids))
             jepa = (1 - own).sum() / batch.share["chain"]
@@ -438,15 +457,14 @@ class Coupled(Stored, nn.Module, PyTorchModelHubMixin, library_name="nanojepa"):
         tokens, length = self.rows(prompts)
         B, T = tokens.shape
         row, position = torch.arange(B, device=tokens.device), torch.arange(T, device=tokens.device).expand(B, T)
-        cache = [[] for _ in range(config.n_layer + config.talker_layer)]
+        cache = [[] for _ in (*self.trunk.blocks, *(self.talker.blocks if config.model == "coupled-talker" else ()))]
         valid = position < length[:, None]
         _, h = self.states(self.embed(tokens), position, cache)
         h, at = h[row, length - 1], length
 
         def step(x):
             nonlocal valid, at, h
-            if noise:
-                x = x + torch.randn(x.shape, generator=generator).to(x) * (noise * x.size(-1) ** -0.5)
+            x = disturbed(x, noise, generator)
             valid = F.pad(valid, (0, 1), value=True)
             h = self.states(x[:, None], at[:, None], cache, valid[:, None, None, :])[1][:, -1]
             at = at + 1
@@ -456,7 +474,7 @@ class Coupled(Stored, nn.Module, PyTorchModelHubMixin, library_name="nanojepa"):
         ids, done = [], torch.zeros(B, dtype=torch.bool, device=tokens.device)
         limit = max_chain or config.max_chain
         for i in range(limit):
-            token = F.linear(h, self.weight).argmax(-1)
+            token = self.head(h).argmax(-1)
             if forced is not None:
                 token = forced(i, token)
             done |= token == t.eos
@@ -477,10 +495,11 @@ class Coupled(Stored, nn.Module, PyTorchModelHubMixin, library_name="nanojepa"):
 def load_phase(cls, folder, phase, device="cpu"):
     """The checkpoint of a phase -> model, in eval mode; a UserError says what is missing or differs."""
     folder = Path(folder)
+    how = "--model coupled" if phase == "coupled" else f"--phase {phase}"
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise UserError(f"no checkpoint in {folder} ({name} is missing); train it with: "
-                            f"python -m reasoner.train --phase {phase} --run {folder.parent}")  # fmt: skip
+                            f"python -m reasoner.train {how} --run {folder.parent}")  # fmt: skip
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
@@ -511,10 +530,22 @@ class Pair:
 
 def load(run, device="cpu"):
     """The folder of a complete run -> Pair, or Coupled for a baseline: both have `answer(prompts)`."""
-    run = Path(run)
-    if (run / "coupled").is_dir():
+    run, path = Path(run), Path(run) / "config.json"
+    if not path.is_file():
+        raise UserError(
+            f"no run in {run} (config.json is missing); train one with: python -m reasoner.train --run {run}"
+        )
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from None
+    if config.get("system") != "reasoner":
+        raise UserError(f"{run}: a run of system {config.get('system')!r}, not of reasoner")
+    if config["model"] != "decoupled":
         return load_phase(Coupled, run / "coupled", "coupled", device)
-    return Pair(load_phase(Reasoner, run / "sst", "sst", device), load_phase(Talker, run / "talker", "talker", device))
+    began_from = config["init"] if config["phase"] == "talker" else ""
+    reasoner = load_phase(Reasoner, began_from or run / "sst", "sst", device)
+    return Pair(reasoner, load_phase(Talker, run / "talker", "talker", device))
 
 
 def sizes(config):

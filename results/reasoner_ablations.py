@@ -4,12 +4,15 @@
     python results/reasoner_ablations.py --run out/reasoner-quick --jobs 2
 
 Each variant starts from RUN/pretrain (a Talker from RUN/sst) and is read out, free-running, on the test split of trees.
-What is finished stays. Writes results/reasoner_ablations.json and prints a Markdown table.
+What is finished stays. k multiplies the whole loss, and AdamW divides by a gradient's size: it can act only where
+gradients are clipped. Writes results/reasoner_ablations.json and prints a Markdown table.
 """
 
 import argparse
+import hashlib
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -28,7 +31,7 @@ from evaluate_accuracy import wilson  # noqa: E402
 from reasoner.data import load_items  # noqa: E402
 from reasoner.evaluate import chains, exposure, mixed_latents  # noqa: E402
 from reasoner.model import Pair, Reasoner, Talker, load_phase  # noqa: E402
-from reasoner.train import chain_accuracy  # noqa: E402
+from reasoner.train import chain_accuracy, sha_of  # noqa: E402
 
 SST = {
     "as the preset": "",
@@ -49,17 +52,18 @@ TALKER = {
 
 def train(phase, name, options, args):
     """Train one variant of a phase from the run's earlier phase, unless it is there -> its folder."""
-    folder = args.out / phase / name.replace(" ", "-").replace(",", "").replace("=", "")
+    earlier = args.run / ("pretrain" if phase == "sst" else "sst")
+    made_of = hashlib.sha256(f"{args.options} {options} {sha_of(earlier)}".encode()).hexdigest()[:8]
+    folder = args.out / f"{phase}-{'-'.join(re.findall(r'[a-zA-Z0-9.]+', name))}-{made_of}"
     if not (folder / phase / "summary.json").is_file():
         words = ["-m", "reasoner.train", "--preset", "quick", "--phase", phase, "--run", str(folder), "--overwrite",
-                 "--init", str(args.run / ("pretrain" if phase == "sst" else "sst")),
-                 *shlex.split(f"{args.options} {options}")]  # fmt: skip
+                 "--init", str(earlier), *shlex.split(f"{args.options} {options}")]  # fmt: skip
         print("python", shlex.join(words), flush=True)
         threads = str(max(1, os.cpu_count() // args.jobs))
         done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True,
                               env=os.environ | {"OMP_NUM_THREADS": threads})  # fmt: skip
         if done.returncode:
-            raise UserError(f"a training failed: {done.stderr.strip().splitlines()[-1]}")
+            raise UserError(f"a training failed: {(done.stderr.strip() or 'killed').splitlines()[-1]}")
     return folder / phase
 
 
@@ -68,20 +72,16 @@ def measure_sst(folder, items):
     """A Reasoner without a Talker: routes read by the nearest embedding; cosines; is anything collapsing?"""
     reasoner = load_phase(Reasoner, folder, "sst")
     latents = chains(reasoner, items)
-    hits = sum(reasoner.tokenizer.decode(reasoner.nearest(r).tolist()).removesuffix("[EOS]").split() == x.chain.split()
-               for r, x in zip(latents, items, strict=True))  # fmt: skip
+    gold = reasoner.tokenizer.encode([x.chain for x in items])
+    hits = sum(reasoner.nearest(r).tolist() == [*ids, reasoner.tokenizer.eos]
+               for r, ids in zip(latents, gold, strict=True))  # fmt: skip
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     E = F.normalize(reasoner.target.weight[: reasoner.config.labels], dim=-1)
     pairwise = (E @ E.T).fill_diagonal_(0).sum() / (len(E) * (len(E) - 1))
     row = {"route_accuracy": hits / len(items), "ci95": wilson(hits, len(items)), "val_cos_own": summary["val_cos_own"],
            "val_cos_other": summary["val_cos_other"], "embeddings_pairwise_cos": pairwise.item(),
            "embeddings_effective_rank": effective_rank(E), "train_seconds": summary["train_seconds"]}  # fmt: skip
-    row |= exposure(Pair(reasoner, Talker(reasoner.config)), items)
-    try:
-        row["mixed"] = mixed_latents(reasoner, items, latents)
-    except UserError:  # no chain begins rightly
-        row["mixed"] = None
-    return row
+    return row | exposure(reasoner, items) | {"mixed": mixed_latents(reasoner, items, latents)}
 
 
 @torch.no_grad()
