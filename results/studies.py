@@ -82,7 +82,7 @@ SPACE = {
     "language model": f"{WORDS} {LANGUAGE_MODEL}",
     "language model, worked solution": f"{WORDS} {LANGUAGE_MODEL} --answer-view solution --max-new-tokens 32",
 }
-FROM_SCRATCH = {  # how high GSM8K goes: about 35,000 examples each, whatever they are made of
+FROM_SCRATCH = {  # how high GSM8K goes: about 35,000 examples each, unless it says longer
     "latent": f"{SCRATCH} --epochs 5 --jepa-weight 4",
     "latent, variants": f"{SCRATCH} --epochs 2 --variants 4 --jepa-weight 4",
     "direct": f"{SCRATCH} --epochs 5 {LANGUAGE_MODEL}",
@@ -90,6 +90,7 @@ FROM_SCRATCH = {  # how high GSM8K goes: about 35,000 examples each, whatever th
     "solution": f"{SCRATCH} --epochs 5 {LANGUAGE_MODEL} --answer-view solution --max-new-tokens 512 --block-size 768",
     "equations": f"{SCRATCH} --epochs 5 {EQUATIONS} --block-size 384",
     "equations, variants": f"{SCRATCH} --epochs 2 --variants 4 {EQUATIONS} --block-size 384",
+    "equations, variants, 3x as long": f"{SCRATCH} --epochs 4 --variants 8 {EQUATIONS} --block-size 384",
 }
 STUDIES = {
     "leak": LEAK,

@@ -80,3 +80,24 @@ def test_every_figure_of_the_result_tables_is_in_results():
     quoted |= set(re.findall(r"(?<![\w.@])\d+\.\d+", README.split("## Two commands")[0]))
     assert len(quoted) > 10, "no figures found in the tables: this test reads nothing"
     assert not sorted(quoted - known)
+
+
+@pytest.mark.parametrize("system", ["reasoner", "latent_stack"])
+def test_every_command_of_a_siblings_readme_is_one_that_its_scripts_take(system):
+    from importlib import import_module
+
+    from config import parse
+
+    text = (ROOT / system / "README.md").read_text(encoding="utf-8")
+    lines = [x.split("#")[0] for block in re.findall(r"```bash\n(.*?)```", text, re.S) for x in block.splitlines()]
+    commands = [shlex.split(part)[2:] for x in lines for part in x.split("&&") if part.strip().startswith("python -m")]
+    assert {c[0] for c in commands} == {f"{system}.train", f"{system}.evaluate"}
+    presets = import_module(f"{system}.config").PRESETS
+    for module, *words in commands:
+        script = import_module(module)
+        if module.endswith("train"):
+            cls = next(v for k, v in vars(script).items() if k.endswith("Config"))
+            parse(cls, presets, "", words)
+        else:
+            parse(script.EvalConfig, {}, "", words)
+    assert all(f"--preset {name}" in text for name in presets)

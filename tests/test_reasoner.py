@@ -256,7 +256,7 @@ def test_self_supervised_loss_is_k_times_one_minus_cosine_on_the_chain_only():
     assert torch.equal(reasoner(changed)[0], loss)
 
 
-def overfit(model, batch, steps=250, lr=3e-3):
+def overfit(model, batch, steps=180, lr=4e-3):
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
     for _ in range(steps):
         loss, metrics = model(batch)

@@ -1,0 +1,341 @@
+"""What a latent stack says, beside what it would say without the idea.
+
+    python -m latent_stack.evaluate --run out/latent-quick --what summaries       ROUGE and its controls
+    python -m latent_stack.evaluate --run out/latent-quick --what interpolate     from one idea to another
+    python -m latent_stack.evaluate --run out/latent-quick --what neighbours      do like texts get like ideas?
+    python -m latent_stack.evaluate --run out/latent-quick --what cluster         k-means, centroids said
+    python -m latent_stack.evaluate --run out/latent-quick --what map             PCA and t-SNE
+    python -m latent_stack.evaluate --run out/latent-quick --what middle          trained, identity, random
+    python -m latent_stack.evaluate --run out/latent-quick --text "Ana: hi! …"    a text given by hand
+    cat chat.txt | python -m latent_stack.evaluate --run out/latent-quick --text -    or on stdin
+
+Writes <what>.json, and figures, into the run's folder. Shapes: N texts, D idea.
+"""
+
+import copy
+import random
+import re
+import sys
+from collections import Counter
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from config import UserError, atomic, opt, parse, resolve_device, run_main, write_json
+from latent_stack.data import load_pairs
+from latent_stack.model import Middle, load_run
+
+REFERENCES = ("own", "shuffled", "zero", "lead3", "full_text")
+
+
+@dataclass
+class EvalConfig:
+    """What `latent_stack.evaluate` reads."""
+
+    run: str = opt("out/latent", "folder of the trained run")
+    what: str = opt("summaries", "the experiment",
+                    ("summaries", "interpolate", "neighbours", "cluster", "map", "middle"))  # fmt: skip
+    text: str = opt("", "say this text instead ( - reads it from stdin)")
+    data_dir: str = opt("", "folder of the data [what the run was trained on]")
+    limit: int = opt(0, "use the first N test texts only (0: all)", low=0)
+    clusters: int = opt(8, "cluster, map: number of clusters", low=2)
+    seed: int = opt(0, "seed of shuffling, bootstrap, clusters and the random middle model", low=0)
+    device: str = opt("auto", "auto, cpu, cuda, cuda:N or mps; auto takes the best one present")
+
+
+# ---------------------------------------------------------------------------------------------- measures
+
+
+@lru_cache(maxsize=1)
+def rouge():
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
+
+
+def rouge_of(said, wanted):
+    """Two lists of N str -> {"rouge1", "rouge2", "rougeL"}: arrays of N F1 scores."""
+    found = [rouge().score(w, s) for s, w in zip(said, wanted, strict=True)]
+    return {name: np.array([x[name].fmeasure for x in found]) for name in ("rouge1", "rouge2", "rougeL")}
+
+
+def bootstrap(scores, seed=0, n=1000):
+    """N scores -> mean and the 95% interval of the mean over `n` resamples of the texts."""
+    rng = np.random.default_rng(seed)
+    means = scores[rng.integers(0, len(scores), (n, len(scores)))].mean(1)
+    return {"mean": float(scores.mean()), "ci95": np.percentile(means, [2.5, 97.5]).tolist()}
+
+
+def bleu_and_meteor(said, wanted, seed=0):
+    """For paraphrases: corpus BLEU (sacrebleu, 0…1) with a bootstrap interval; mean exact-and-stem METEOR with one.
+
+    METEOR (Banerjee & Lavie 2005) without WordNet's synonyms, so that nothing has to be downloaded.
+    """
+    import sacrebleu
+    from nltk.translate.meteor_score import single_meteor_score
+
+    rng = np.random.default_rng(seed)
+    whole = sacrebleu.corpus_bleu(said, [wanted]).score / 100
+    draws = [rng.integers(0, len(said), len(said)) for _ in range(200)]
+    spread = [sacrebleu.corpus_bleu([said[i] for i in d], [[wanted[i] for i in d]]).score / 100 for d in draws]
+
+    class NoSynonyms:
+        synsets = staticmethod(lambda word: [])
+
+    words = lambda text: re.findall(r"\w+|[^\w\s]", text.lower())  # noqa: E731
+    meteor = np.array([single_meteor_score(words(w), words(s), wordnet=NoSynonyms) if s else 0.0
+                       for s, w in zip(said, wanted, strict=True)])  # fmt: skip
+    return {"bleu": {"mean": whole, "ci95": np.percentile(spread, [2.5, 97.5]).tolist()},
+            "meteor": bootstrap(meteor, seed)}  # fmt: skip
+
+
+def lead3(text):
+    """The first three utterances or sentences of a text."""
+    lines = [x.strip() for x in text.splitlines() if x.strip()]
+    parts = lines if len(lines) > 1 else re.split(r"(?<=[.!?])\s+", text)
+    return " ".join(parts[:3])
+
+
+def prompted(model, texts, batch_size=8):
+    """The full-text upper reference: the language model reads the text itself and is asked for a summary."""
+    t = model.decoder_tokenizer
+    ask = "Summarize the following in one or two sentences."
+    if t.chat_template:
+        shown = [t.apply_chat_template([{"role": "user", "content": f"{ask}\n\n{x}"}], tokenize=False,
+                                       add_generation_prompt=True) for x in texts]  # fmt: skip
+    else:
+        shown = [f"{x}\n\nSummary:" for x in texts]
+    t.padding_side, t.pad_token_id = "left", model.eos
+    order = sorted(range(len(shown)), key=lambda i: len(shown[i]))
+    found = {}
+    for begin in tqdm(range(0, len(order), batch_size), desc="full text", unit="batch", disable=len(order) < 50):
+        index = order[begin : begin + batch_size]
+        x = t([shown[i] for i in index], return_tensors="pt", padding=True, add_special_tokens=not t.chat_template)
+        x = {k: v.to(model.device) for k, v in x.items() if k in ("input_ids", "attention_mask")}
+        ids = model.lm.generate(**x, **model.greedy())
+        texts_of = t.batch_decode(ids[:, x["input_ids"].size(1) :], skip_special_tokens=True)
+        found |= dict(zip(index, (s.strip() for s in texts_of), strict=True))
+    return [found[i] for i in range(len(shown))]
+
+
+# ----------------------------------------------------------------------------------------- experiments
+
+
+@torch.no_grad()
+def summaries(model, pairs, references=REFERENCES, seed=0):
+    """ROUGE of what is said from the own idea, beside its references -> (dict of scores, list of rows with the texts).
+
+    shuffled   what is said from another text's idea: everything the model knows of the data but not of this text
+    zero       what the language model says after a prefix of zeros
+    lead3      the first three utterances        full_text  the language model itself, prompted with the text
+    """
+    said = {"own": model.say(model.think(model.encode([p.input for p in pairs])))}
+    order = list(range(len(pairs)))
+    random.Random(seed).shuffle(order)
+    turned = dict(zip(order, order[1:] + order[:1], strict=True))  # one cycle: nobody keeps the own
+    said["shuffled"] = [said["own"][turned[i]] for i in range(len(pairs))]
+    if "zero" in references:
+        zero = torch.zeros(1, model.config.prefix_len, model.config.decoder_dim, device=model.device)
+        said["zero"] = model.continued(zero) * len(pairs)
+    if "lead3" in references:
+        said["lead3"] = [lead3(p.input) for p in pairs]
+    if "full_text" in references:
+        said["full_text"] = prompted(model, [p.input for p in pairs])
+    result, wanted = {"n": len(pairs)}, [p.target for p in pairs]
+    for name in references:
+        result[name] = {k: bootstrap(v, seed) for k, v in rouge_of(said[name], wanted).items()}
+        if model.config.dataset in ("paraphrase", "pairs"):
+            result[name] |= bleu_and_meteor(said[name], wanted, seed)
+    result["distinct"] = len(set(said["own"])) / len(pairs)  # near 0: the same sentence for everybody
+    rows = [{"input": p.input, "target": p.target, **{k: v[i] for k, v in said.items()}} for i, p in enumerate(pairs)]
+    return result, rows
+
+
+def run_summaries(model, pairs, config):
+    result, rows = summaries(model, pairs, seed=config.seed)
+    labels = {"own": "own idea", "shuffled": "another text's idea", "zero": "prefix of zeros", "lead3": "lead-3",
+              "full_text": "full text, prompted"}  # fmt: skip
+    print(f"\n{'':<24}ROUGE-1   ROUGE-2   ROUGE-L   95% interval of ROUGE-L")
+    for name, label in labels.items():
+        one = result[name]
+        low, high = one["rougeL"]["ci95"]
+        figures = "   ".join(f"{one[k]['mean']:.4f} " for k in ("rouge1", "rouge2", "rougeL"))
+        print(f"{label:<24}{figures}  {low:.4f} to {high:.4f}")
+    print(f"{result['distinct']:.0%} of what is said from own ideas is said only once")
+    for row in rows[:3]:
+        print(f"\n  wanted    {row['target']}\n  own       {row['own']}\n  shuffled  {row['shuffled']}")
+    return result | {"examples": rows[:20]}
+
+
+@torch.no_grad()
+def interpolate(model, pairs, config, steps=5):
+    """Ideas on the way from one text's to another's, said; and how much of either end's words they hold."""
+    rng, ways = random.Random(config.seed), []
+    for _ in range(min(5, len(pairs) // 2)):
+        one, other = rng.sample(pairs, 2)
+        a, b = model.think(model.encode([one.input, other.input]))
+        t = torch.linspace(0, 1, steps, device=a.device)[:, None]
+        said = model.say((1 - t) * a + t * b)
+        first, last = (rouge_of(said, [end] * steps)["rougeL"] for end in (said[0], said[-1]))
+        ways.append({"from": one.target, "to": other.target, "said": said, "like_first": first.tolist(),
+                     "like_last": last.tolist()})  # fmt: skip
+        print(f"\nfrom  {one.target}\nto    {other.target}")
+        for share, text, x, y in zip(t[:, 0].tolist(), said, first, last, strict=True):
+            print(f"  {share:.2f}  (first {x:.2f}, last {y:.2f})  {text}")
+    return {"ways": ways}
+
+
+def overlap(texts):
+    """N texts -> (N, N) share of common words, |A ∩ B| / |A ∪ B|, words of four letters or more."""
+    sets = [set(re.findall(r"\w{4,}", x.lower())) for x in texts]
+    return np.array([[len(a & b) / max(1, len(a | b)) for b in sets] for a in sets])
+
+
+@torch.no_grad()
+def neighbours(model, pairs, config):
+    """Do like texts get like ideas? Rank correlation of cosines with word overlap, beside encoder and chance."""
+    from scipy.stats import spearmanr
+
+    pairs = pairs[:400]
+    texts, N = [p.input for p in pairs], len(pairs)
+    upper = np.triu_indices(N, 1)
+    z_in = model.encode(texts)
+    ids, _ = model.encoder_ids(texts)
+    pooled = []
+    for i in range(0, N, 32):
+        tokens, seen = model.pad(ids[i : i + 32])
+        hidden = model.hidden(tokens, seen)
+        pooled.append((hidden * seen[..., None]).sum(1) / seen.sum(1, keepdim=True))
+    points = {"encoder, mean of states": torch.cat(pooled), "z_in": z_in, "z_out": model.think(z_in)}
+    alike = {"input": overlap(texts)[upper], "target": overlap([p.target for p in pairs])[upper]}
+    result = {"n": N}
+    shuffled = np.random.default_rng(config.seed).permutation(N)
+    for name, z in points.items():
+        z = F.normalize(z.float().cpu() - z.float().cpu().mean(0), dim=-1).numpy()
+        cosine = z @ z.T
+        for what, words in alike.items():
+            own = spearmanr(cosine[upper], words).statistic
+            chance = spearmanr(cosine[shuffled][:, shuffled][upper], words).statistic
+            result[f"{name}, {what}"] = {"spearman": float(own), "shuffled": float(chance)}
+            print(f"{name:<26} and word overlap of {what}s: rank correlation {own:.3f} (shuffled {chance:+.3f})")
+    z = F.normalize(points["z_out"].float().cpu(), dim=-1)
+    near = (z @ z.T).fill_diagonal_(-2).argmax(1).tolist()
+    result["examples"] = [{"target": pairs[i].target, "nearest": pairs[near[i]].target} for i in range(8)]
+    for row in result["examples"][:3]:
+        print(f"\n  {row['target']}\n  nearest: {row['nearest']}")
+    return result
+
+
+@torch.no_grad()
+def cluster(model, pairs, config):
+    """k-means on ideas; each centroid said, beside the commonest words of its texts."""
+    from sklearn.cluster import KMeans
+    from sklearn.metrics import silhouette_score
+
+    z = model.think(model.encode([p.input for p in pairs]))
+    k = min(config.clusters, len(pairs) - 1)
+    found = KMeans(k, n_init=10, random_state=config.seed).fit(z.float().cpu().numpy())
+    centers = torch.from_numpy(found.cluster_centers_).to(z)
+    said = model.say(centers)
+    words = [re.findall(r"[a-z]{4,}", p.target.lower()) for p in pairs]
+    total, rows = Counter(w for x in words for w in set(x)), []
+    for c in range(k):
+        members = np.flatnonzero(found.labels_ == c)
+        inside = Counter(w for i in members for w in set(words[i]))
+        typical = sorted(inside, key=lambda w: -inside[w] / len(members) + total[w] / len(pairs))[:6]
+        rows.append({"size": len(members), "centroid": said[c], "typical": typical})
+        print(f"\n{len(members):>4} texts, typical words: {', '.join(typical)}\n     centroid says: {said[c]}")
+    return {"clusters": rows, "silhouette": float(silhouette_score(z.float().cpu().numpy(), found.labels_))}
+
+
+@torch.no_grad()
+def draw_map(model, pairs, config):
+    """PCA and t-SNE of ideas, coloured by cluster, side by side -> map.png."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from sklearn.cluster import KMeans
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    z = model.think(model.encode([p.input for p in pairs])).float().cpu().numpy()
+    k = min(config.clusters, 8, len(pairs) - 1)
+    labels = KMeans(k, n_init=10, random_state=config.seed).fit(z).labels_
+    pca = PCA(2, random_state=config.seed).fit(z)
+    share = pca.explained_variance_ratio_
+    tsne = TSNE(2, random_state=config.seed, perplexity=min(30, (len(pairs) - 1) / 3), init="pca").fit_transform(z)
+    words = [set(re.findall(r"[a-z]{4,}", p.target.lower())) for p in pairs]
+    total = Counter(w for x in words for w in x)
+    colors = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
+    figure, panels = plt.subplots(1, 2, figsize=(12, 5.5), layout="constrained")
+    for axes, points in zip(panels, (pca.transform(z), tsne), strict=True):
+        for c in range(k):
+            members = np.flatnonzero(labels == c)
+            inside = Counter(w for i in members for w in words[i])
+            name = max(inside, key=lambda w: inside[w] / len(members) - total[w] / len(pairs), default=str(c))
+            axes.scatter(*points[members].T, s=14, color=colors[c], alpha=0.7, label=f"{name} … ({len(members)})")
+        axes.grid(alpha=0.3)
+    panels[0].set(title="Ideas z_out: principal components", xlabel=f"first ({share[0]:.0%} of the variance)",
+                  ylabel=f"second ({share[1]:.0%})")  # fmt: skip
+    panels[1].set(title="The same ideas: t-SNE", xlabel="first dimension", ylabel="second dimension")
+    panels[1].legend(fontsize=8, title="cluster: most typical word of its targets", title_fontsize=8)
+    path = Path(config.run) / "map.png"
+    with atomic(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
+    plt.close(figure)
+    print(f"drew {path}")
+    return {"explained_variance": share.tolist(), "n": len(pairs)}
+
+
+@torch.no_grad()
+def middle(model, pairs, config):
+    """Does the middle model matter? What is said with the trained one, with none, and with a random one."""
+    wanted, z_in = [p.target for p in pairs], model.encode([p.input for p in pairs])
+    torch.manual_seed(config.seed)
+    random_one = Middle(copy.copy(model.config)).to(z_in.device).eval()
+    result, said = {"n": len(pairs)}, {}
+    for name, think in (("trained", model.middle), ("identity", lambda z: z), ("random", random_one)):
+        said[name] = model.say(think(z_in))
+        result[name] = {k: bootstrap(v, config.seed) for k, v in rouge_of(said[name], wanted).items()}
+        result[name]["same_as_trained"] = float(
+            np.mean([a == b for a, b in zip(said[name], said["trained"], strict=True)])
+        )
+        low, high = result[name]["rougeL"]["ci95"]
+        print(f"{name:<10} middle model: ROUGE-L {result[name]['rougeL']['mean']:.4f} ({low:.4f} to {high:.4f}), "
+              f"says the same as the trained one in {result[name]['same_as_trained']:.0%}")  # fmt: skip
+    for i in range(min(3, len(pairs))):
+        print(f"\n  wanted    {wanted[i]}" + "".join(f"\n  {k:<10}{v[i]}" for k, v in said.items()))
+    rows = [{"target": w, **{k: v[i] for k, v in said.items()}} for i, w in enumerate(wanted[:10])]
+    return result | {"examples": rows}
+
+
+# --------------------------------------------------------------------------------------------------- main
+
+
+def main():
+    config, _ = parse(EvalConfig, {}, __doc__.split("\n\n")[0])
+    text = sys.stdin.read() if config.text == "-" else config.text
+    if config.text and not text.strip():
+        raise UserError("--text: the text is empty")
+    model = load_run(config.run, resolve_device(config.device).device)
+    if text:
+        print(model.summarise([text])[0])
+        return
+    pairs = load_pairs(replace(model.config, data_dir=config.data_dir or model.config.data_dir))["test"]
+    pairs = pairs[: config.limit or None]
+    if len(pairs) < 10:
+        raise UserError(f"{len(pairs)} test texts: this wants 10 or more")
+    experiment = {"summaries": run_summaries, "interpolate": interpolate, "neighbours": neighbours,
+                  "cluster": cluster, "map": draw_map, "middle": middle}[config.what]  # fmt: skip
+    write_json(Path(config.run) / f"{config.what}.json", experiment(model, pairs, config))
+    print(f"\nwrote {config.run}/{config.what}.json")
+
+
+if __name__ == "__main__":
+    run_main(main)

