@@ -122,20 +122,23 @@ def lam(runs):
 
 def collapse(runs):
     names = list(runs)[::-1]
-    figure, axes = plt.subplots(1, 3, figsize=(10, 0.36 * len(names) + 1.2), sharey=True, layout="constrained")
-    measures = [
-        ("AUC: own answer above others", "auc", 0.5),
-        ("effective rank of answer latents z", "effective_rank_z", None),
-        ("mean pairwise cosine of z (1: collapse)", "mean_pairwise_cos_z", None),
-    ]
-    for axis, (title, key, chance) in zip(axes, measures, strict=True):
-        colours = [GREY if "no decoding" in n else BLUE for n in names]
+    figure, axes = plt.subplots(1, 3, figsize=(11, 0.36 * len(names) + 1.6), sharey=True, layout="constrained")
+    colours = [GREY if "no decoding" in n else BLUE for n in names]
+    for axis, key in ((axes[0], "exact_match_nearest"), (axes[2], "effective_rank_z")):
         x, error = ([f(runs[n], key) for n in names] for f in (value, spread))
         axis.barh(range(len(names)), x, xerr=error, color=colours)
-        if chance:
-            axis.axvline(chance, color=ORANGE, linestyle=":", label="chance")
-            axis.legend(fontsize=8)
-        axis.set_title(title, fontsize=9)
+    axes[0].xaxis.set_major_formatter(PercentFormatter(1, 0))
+    axes[0].set_title("nearest latent is the right one", fontsize=10)
+    axes[2].set_title("effective rank of answer latents", fontsize=10)
+    for y, name in enumerate(names):
+        own, other = (value(runs[name], key) for key in ("cos_own", "cos_other"))
+        axes[1].plot([other, own], [y, y], color=GREY, linewidth=1, zorder=1)
+        axes[1].scatter(other, y, color=ORANGE, zorder=2, label="another answer (control)" if y == 0 else None)
+        axes[1].scatter(own, y, color=BLUE, marker="D", s=24, zorder=3, label="own answer" if y == 0 else None)
+    axes[1].set_title("cosine; where dots meet: collapse", fontsize=10)
+    axes[1].set_xlim(-0.05, 1.05)
+    axes[1].legend(fontsize=8, loc="center left")
+    for axis in axes:
         axis.grid(alpha=0.3, axis="x")
     axes[0].set_yticks(range(len(names)), names)
     return figure
