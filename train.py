@@ -368,13 +368,9 @@ def fit(
 
 
 STALE = (
-    "state.pt",
-    "summary.json",
-    "alignment.json",
-    "accuracy.json",
-    "predictions.jsonl",
-    "model.safetensors",
-    "best",
+    *("state.pt", "summary.json", "model.safetensors", "best", "predictions.jsonl"),
+    *("alignment.json", "accuracy.json", "summaries.json", "interpolate.json", "neighbours.json", "cluster.json"),
+    *("map.json", "map.png", "middle.json", "loss_curve.png", "token_loss_curve.png", "jepa_loss_curve.png"),
 )
 
 

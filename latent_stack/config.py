@@ -38,13 +38,13 @@ class StackConfig(LoopConfig):
     middle: str = opt("mlp", "idea to idea: mlp, transformer over slots, gru over steps, or identity (the control)",
                       ("mlp", "transformer", "gru", "identity"))  # fmt: skip
     middle_layers: int = opt(2, "layers of the mlp or transformer; steps of the gru", low=1)
-    middle_hidden: int = opt(512, "width of the mlp's hidden layers", low=2)
+    middle_hidden: int = opt(512, "width of the hidden layers of compression, middle mlp and expansion", low=2)
     slots: int = opt(4, "transformer: latent slots that the idea is spread over", low=1)
     prefix_len: int = opt(10, "soft tokens P that the language model reads before BOS", low=1)
-    dropout: float = opt(0.1, "on the pooled states and on the idea", low=0.0, below=1.0)
+    dropout: float = opt(0.1, "in the compression and on the idea before it is expanded", low=0.0, below=1.0)
     # generation
     max_new_tokens: int = opt(60, "longest text that is generated, in tokens", low=1)
-    n_eval: int = opt(0, "test texts that are said and measured at the end (0: all)", low=0)
+    n_eval: int = opt(0, "test texts that are said and measured at the end, two or more (0: all)", low=0)
     # the loop's, with this system's own reasons
     epochs: int = opt(5, "passes over the training set; small data, small heads", low=1)
     batch_size: int = opt(8, "examples per optimiser step, over all processes and micro-batches", low=1)
@@ -56,6 +56,8 @@ class StackConfig(LoopConfig):
     system: str = field(default="latent_stack", metadata={"hidden": True})
     encoder_revision: str = field(default="", metadata={"hidden": True})
     decoder_revision: str = field(default="", metadata={"hidden": True})
+    encoder_hash: str = field(default="", metadata={"hidden": True})
+    decoder_hash: str = field(default="", metadata={"hidden": True})
     encoder_dim: int = field(default=0, metadata={"hidden": True})
     decoder_dim: int = field(default=0, metadata={"hidden": True})
 

@@ -10,7 +10,9 @@ Shapes: B examples, L input tokens, T target tokens with BOS and EOS, H width of
 
 import hashlib
 import json
+import os
 import random
+import shutil
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -19,7 +21,7 @@ import numpy as np
 import torch
 
 from config import UserError
-from data import ASK, EVENT, NAMES, START, THINGS, epoch_order, split_of_pair
+from data import ASK, EVENT, NAMES, START, THINGS, epoch_order, parse_lines, split_of_pair
 
 CACHE = Path("out/latent-cache")
 
@@ -34,9 +36,18 @@ class Pair:
 
 # --------------------------------------------------------------------------------------------- embedded
 
+# events of `data.EVENT` that say the same in other words; {m} is named by both or by neither
+SAME_EVENT = (
+    ("{m} gives {n} {b} more {x}.", "Later {m} brings {b} {x}."),
+    ("Then {n} finds {b} {x}.", "{b} more {x} arrive."),
+    ("{n} gives {b} {x} to {m}.", "{m} takes {b} of the {x}."),
+    ("Then {b} {x} are lost.", "{b} of the {x} break."),
+)
+assert {s for kind in SAME_EVENT for s in kind} <= {s for events in EVENT.values() for s in events}
+
 
 def paraphrases(split, n, seed=0):
-    """n pairs of wordings of the same story: who, what, how many, what happens; no sentence is shared.
+    """n pairs of wordings of the same story: who, what, how many, more or fewer through whom; no sentence is shared.
 
     Splits are disjoint by construction: the numbers of a story form a pair of its own split (`data.split_of_pair`).
     """
@@ -44,7 +55,10 @@ def paraphrases(split, n, seed=0):
 
     def wording(op, first, second, words, unlike):
         start = rng.choice([s for s in START if s not in unlike])
-        event = rng.choice([s for s in EVENT[op] if s not in unlike])
+        kind = next((k for k in SAME_EVENT if set(k) & set(unlike)), None) or rng.choice(
+            [k for k in SAME_EVENT if k[0] in EVENT[op]]
+        )
+        event = rng.choice([s for s in kind if s not in unlike])
         ask = rng.choice([s for s in ASK[op] if s not in unlike])
         filled = (start.format(a=first, **words), event.format(b=second, **words), ask.format(**words))
         return " ".join(filled), (start, event, ask)
@@ -67,15 +81,10 @@ def paraphrases(split, n, seed=0):
 def read_jsonl(path, source=("input", "dialogue", "article", "text"), target=("target", "summary", "highlights")):
     """File with an input and a target a line -> list of Pair; the first of the known names that a line has counts."""
     pairs = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
+    for number, row in parse_lines(path):
         try:
-            row = json.loads(line)
             one = next(row[k] for k in source if isinstance(row.get(k), str))
             other = next(row[k] for k in (*target, "summary1") if isinstance(row.get(k), str))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}:{number}: not valid JSON ({error.msg} at column {error.colno})") from None
         except (StopIteration, AttributeError):
             raise UserError(f'{path}:{number}: needs the strings "input" and "target"') from None
         pairs.append(Pair(one.strip(), other.strip()))
@@ -136,7 +145,8 @@ def from_hub(name):
     except Exception as error:  # the libraries below `datasets` raise a dozen types when the Hub is out of reach
         raise UserError(f"could not download {repo} from the Hub ({type(error).__name__}). Without a network: "
                         "--data-dir DIR, or --dataset paraphrase") from error  # fmt: skip
-    found = {split: without_empty([Pair(*(x.strip() for x in pair(row))) for row in data[split]], f"{repo} {split}")
+    read = lambda rows: [Pair(*((x or "").strip() for x in pair(row))) for row in rows]  # noqa: E731
+    found = {split: without_empty(read(data[split]), f"{repo} {split}")
              for split in {"train", validation, "test"} & set(data)}  # fmt: skip
     if "test" not in found:
         found[validation], found["test"] = found[validation][::2], found[validation][1::2]
@@ -150,12 +160,18 @@ def load_pairs(config):
     set aside, and on DialogSum where present: all but its test file.
     """
     if config.dataset == "paraphrase":
+        if config.data_dir:
+            raise UserError(f"--data-dir {config.data_dir}: --dataset paraphrase is generated; samsum and jsonl read "
+                            "a folder")  # fmt: skip
         sizes = {"train": config.n_train or 4000, "val": 200, "test": 500}
         return {split: paraphrases(split, n, config.seed) for split, n in sizes.items()}
     if config.data_dir and config.dataset == "samsum":
         found = saved_samsum(config.data_dir)
         extra = [p for path in sorted((Path(config.data_dir) / "dialogsum").glob("*.jsonl")) if path.stem != "test"
                  for p in read_jsonl(path)]  # fmt: skip
+        if "validation" not in found:
+            whole = found["train"]
+            found |= {"validation": whole[::10], "train": [p for i, p in enumerate(whole) if i % 10]}
         if "train" not in found:
             rest = found.pop("validation")
             found |= {"train": [p for i, p in enumerate(rest) if i % 8], "validation": rest[::8]}
@@ -181,6 +197,8 @@ def load_pairs(config):
     double = len(found["train"]) + len(found["validation"]) - len(train) - len(val)
     if double:
         print(f"left out {double} training and validation pairs whose input is in the test split")
+    if not train or not val:
+        raise UserError(f"{config.data_dir or config.dataset}: no pairs are left for training and validation")
     if config.n_train:
         train = random.Random(config.seed).sample(train, min(config.n_train, len(train)))
     return {"train": train, "val": val, "test": found["test"]}
@@ -226,7 +244,9 @@ class Encoded:
         self.pairs, self.model, config = pairs, model, model.config
         self.inputs, cut = model.encoder_ids([p.input for p in pairs])
         targets = model.decoder_tokenizer([p.target for p in pairs], add_special_tokens=False)["input_ids"]
-        self.targets = [[model.bos, *ids[: config.max_target], model.eos] for ids in targets]
+        # a target that is cut off does not end where it was cut
+        self.targets = [[model.bos, *ids[: config.max_target], *[model.eos] * (len(ids) <= config.max_target)]
+                        for ids in targets]  # fmt: skip
         long = sum(len(ids) > config.max_target for ids in targets)
         for n, what, option in ((cut, "inputs", "max-input"), (long, "targets", "max-target")):
             if n:
@@ -240,13 +260,19 @@ class Encoded:
 
     def cache(self, folder=CACHE, progress=None):
         """Keep the frozen encoder's states of this split on disk: fp16, named by the encoder and all input tokens."""
-        key = json.dumps([self.model.config.encoder, self.model.config.encoder_revision, self.inputs])
+        key = json.dumps([self.model.config.encoder_hash, self.inputs])
         path = Path(folder) / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npy"
         offset = np.concatenate([[0], np.cumsum([len(r) for r in self.inputs])])
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(".tmp")
+            temporary = path.with_suffix(f".{os.getpid()}.tmp")
             shape = (int(offset[-1]), self.model.config.encoder_dim)
+            size, free = 2 * shape[0] * shape[1], shutil.disk_usage(path.parent).free
+            if size > 0.9 * free:  # a memory-mapped file on a full disk kills the process instead of raising
+                raise UserError(
+                    f"the encoder's states need {size / 1e9:.1f} GB in {path.parent}, where {free / 1e9:.1f} GB are "
+                    "free; --no-cache does without them, --n-train takes fewer pairs"
+                )
             try:
                 states = np.lib.format.open_memmap(temporary, "w+", np.float16, shape)
                 order = np.argsort([len(r) for r in self.inputs], kind="stable")
@@ -256,11 +282,16 @@ class Encoded:
                     hidden = self.model.hidden(ids, seen).float().cpu().numpy()
                     for row, j in enumerate(index):
                         states[offset[j] : offset[j + 1]] = hidden[row, : len(self.inputs[j])]
+                if not np.isfinite(states).all():
+                    raise UserError(
+                        "the encoder's states are too large for the cache's half precision; give --no-cache"
+                    )
                 states.flush()
                 temporary.replace(path)
             except OSError as error:
-                temporary.unlink(missing_ok=True)
                 raise UserError(f"could not write {path} ({error.strerror}); --no-cache does without it") from None
+            finally:
+                temporary.unlink(missing_ok=True)
         self.states, self.offset = np.load(path, mmap_mode="r"), offset
         return self
 

@@ -12,11 +12,11 @@
 Writes <what>.json, and figures, into the run's folder. Shapes: N texts, D idea.
 """
 
-import copy
 import random
 import re
 import sys
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -91,7 +91,7 @@ def bleu_and_meteor(said, wanted, seed=0):
     meteor = np.array([single_meteor_score(words(w), words(s), wordnet=NoSynonyms) if s else 0.0
                        for s, w in zip(said, wanted, strict=True)])  # fmt: skip
     return {"bleu": {"mean": whole, "ci95": np.percentile(spread, [2.5, 97.5]).tolist()},
-            "meteor": bootstrap(meteor, seed)}  # fmt: skip
+            "meteor_no_synonyms": bootstrap(meteor, seed)}  # fmt: skip
 
 
 def lead3(text):
@@ -101,15 +101,30 @@ def lead3(text):
     return " ".join(parts[:3])
 
 
+ASK = {
+    "paraphrase": "Say the following in other words.",
+    "pairs": "Say the following in other words.",
+    "qa": "Answer the question from the text, as briefly as you can.",
+}
+
+
 def prompted(model, texts, batch_size=8):
-    """The full-text upper reference: the language model reads the text itself and is asked for a summary."""
-    t = model.decoder_tokenizer
-    ask = "Summarize the following in one or two sentences."
+    """The full-text reference: the language model itself, untrained for the task, reads the text and is asked."""
+    t, config = model.decoder_tokenizer, model.config
+    ask = ASK.get(config.dataset, "Summarize the following in one or two sentences.")
+    room = model.window - config.max_new_tokens - 100  # for the request
+    ids = [t(x, add_special_tokens=False)["input_ids"] for x in texts]
+    long = sum(len(i) > room for i in ids)
+    if long:
+        print(
+            f"full text: {long} of {len(texts)} texts cut off at the {room} tokens that the language model has room for"
+        )
+        texts = [t.decode(i[:room]) for i in ids]
     if t.chat_template:
         shown = [t.apply_chat_template([{"role": "user", "content": f"{ask}\n\n{x}"}], tokenize=False,
                                        add_generation_prompt=True) for x in texts]  # fmt: skip
     else:
-        shown = [f"{x}\n\nSummary:" for x in texts]
+        shown = [f"{x}\n\n{ask}\n" for x in texts]
     t.padding_side, t.pad_token_id = "left", model.eos
     order = sorted(range(len(shown)), key=lambda i: len(shown[i]))
     found = {}
@@ -126,6 +141,14 @@ def prompted(model, texts, batch_size=8):
 # ----------------------------------------------------------------------------------------- experiments
 
 
+def strangers(n, seed=0):
+    """A permutation of n in which nobody keeps the own place: one random cycle."""
+    order = list(range(n))
+    random.Random(seed).shuffle(order)
+    after = dict(zip(order, order[1:] + order[:1], strict=True))
+    return [after[i] for i in range(n)]
+
+
 @torch.no_grad()
 def summaries(model, pairs, references=REFERENCES, seed=0):
     """ROUGE of what is said from the own idea, beside its references -> (dict of scores, list of rows with the texts).
@@ -135,59 +158,70 @@ def summaries(model, pairs, references=REFERENCES, seed=0):
     lead3      the first three utterances        full_text  the language model itself, prompted with the text
     """
     said = {"own": model.say(model.think(model.encode([p.input for p in pairs])))}
-    order = list(range(len(pairs)))
-    random.Random(seed).shuffle(order)
-    turned = dict(zip(order, order[1:] + order[:1], strict=True))  # one cycle: nobody keeps the own
-    said["shuffled"] = [said["own"][turned[i]] for i in range(len(pairs))]
-    if "zero" in references:
-        zero = torch.zeros(1, model.config.prefix_len, model.config.decoder_dim, device=model.device)
-        said["zero"] = model.continued(zero) * len(pairs)
+    said["shuffled"] = [said["own"][i] for i in strangers(len(pairs), seed)]
     if "lead3" in references:
         said["lead3"] = [lead3(p.input) for p in pairs]
-    if "full_text" in references:
-        said["full_text"] = prompted(model, [p.input for p in pairs])
+    # what the language model says without the stack, it says without the stack's LoRA
+    with model.lm.disable_adapter() if model.config.lora_decoder else nullcontext():
+        if "zero" in references:
+            zero = torch.zeros(1, model.config.prefix_len, model.config.decoder_dim, device=model.device)
+            said["zero"] = model.continued(zero) * len(pairs)
+        if "full_text" in references:
+            said["full_text"] = prompted(model, [p.input for p in pairs])
     result, wanted = {"n": len(pairs)}, [p.target for p in pairs]
     for name in references:
         result[name] = {k: bootstrap(v, seed) for k, v in rouge_of(said[name], wanted).items()}
         if model.config.dataset in ("paraphrase", "pairs"):
             result[name] |= bleu_and_meteor(said[name], wanted, seed)
-    result["distinct"] = len(set(said["own"])) / len(pairs)  # near 0: the same sentence for everybody
+    result["distinct"] = len(set(said["own"]))  # 1: the same sentence for everybody
     rows = [{"input": p.input, "target": p.target, **{k: v[i] for k, v in said.items()}} for i, p in enumerate(pairs)]
     return result, rows
 
 
 def run_summaries(model, pairs, config):
     result, rows = summaries(model, pairs, seed=config.seed)
-    labels = {"own": "own idea", "shuffled": "another text's idea", "zero": "prefix of zeros", "lead3": "lead-3",
-              "full_text": "full text, prompted"}  # fmt: skip
+    labels = {"own": "own idea", "shuffled": "another text's idea", "zero": "prefix of zeros",
+              "lead3": "first three sentences", "full_text": "full text, zero-shot"}  # fmt: skip
     print(f"\n{'':<24}ROUGE-1   ROUGE-2   ROUGE-L   95% interval of ROUGE-L")
     for name, label in labels.items():
         one = result[name]
         low, high = one["rougeL"]["ci95"]
         figures = "   ".join(f"{one[k]['mean']:.4f} " for k in ("rouge1", "rouge2", "rougeL"))
         print(f"{label:<24}{figures}  {low:.4f} to {high:.4f}")
-    print(f"{result['distinct']:.0%} of what is said from own ideas is said only once")
+    if model.config.dataset in ("paraphrase", "pairs"):
+        print(f"\n{'':<24}BLEU      METEOR without synonyms")
+        for name, label in labels.items():
+            print(f"{label:<24}{result[name]['bleu']['mean']:.4f}    {result[name]['meteor_no_synonyms']['mean']:.4f}")
+    print(f"from {result['n']} own ideas {result['distinct']} different texts are said")
     for row in rows[:3]:
         print(f"\n  wanted    {row['target']}\n  own       {row['own']}\n  shuffled  {row['shuffled']}")
     return result | {"examples": rows[:20]}
 
 
 @torch.no_grad()
-def interpolate(model, pairs, config, steps=5):
-    """Ideas on the way from one text's to another's, said; and how much of either end's words they hold."""
-    rng, ways = random.Random(config.seed), []
-    for _ in range(min(5, len(pairs) // 2)):
-        one, other = rng.sample(pairs, 2)
+def interpolate(model, pairs, config, steps=5, n=40):
+    """Ideas on the way from one text's to another's, said: ROUGE-L to either target and to a third's (control)."""
+    rng, ways, scores = random.Random(config.seed), [], {"first": [], "last": [], "third": []}
+    for _ in range(n):
+        one, other, third = rng.sample(pairs, 3)
         a, b = model.think(model.encode([one.input, other.input]))
         t = torch.linspace(0, 1, steps, device=a.device)[:, None]
         said = model.say((1 - t) * a + t * b)
-        first, last = (rouge_of(said, [end] * steps)["rougeL"] for end in (said[0], said[-1]))
-        ways.append({"from": one.target, "to": other.target, "said": said, "like_first": first.tolist(),
-                     "like_last": last.tolist()})  # fmt: skip
-        print(f"\nfrom  {one.target}\nto    {other.target}")
-        for share, text, x, y in zip(t[:, 0].tolist(), said, first, last, strict=True):
-            print(f"  {share:.2f}  (first {x:.2f}, last {y:.2f})  {text}")
-    return {"ways": ways}
+        for name, pair in zip(scores, (one, other, third), strict=True):
+            scores[name].append(rouge_of(said, [pair.target] * steps)["rougeL"])
+        ways.append({"from": one.target, "to": other.target, "said": said})
+    table = {name: [bootstrap(np.array(column), config.seed) for column in zip(*rows, strict=True)]
+             for name, rows in scores.items()}  # fmt: skip
+    for way in ways[:3]:
+        print(f"\nfrom  {way['from']}\nto    {way['to']}")
+        for k, text in enumerate(way["said"]):
+            print(f"  {k / (steps - 1):.2f}  {text}")
+    print(f"\nROUGE-L over {n} ways, to the target of …  the first   the last   a third text (control)")
+    for k in range(steps):
+        print(
+            f"  {k / (steps - 1):.2f} of the way{'':<25}" + "".join(f"{table[x][k]['mean']:.4f}      " for x in table)
+        )
+    return {"n": n, "rougeL": table, "ways": ways[:10]}
 
 
 def overlap(texts):
@@ -272,7 +306,7 @@ def draw_map(model, pairs, config):
     tsne = TSNE(2, random_state=config.seed, perplexity=min(30, (len(pairs) - 1) / 3), init="pca").fit_transform(z)
     words = [set(re.findall(r"[a-z]{4,}", p.target.lower())) for p in pairs]
     total = Counter(w for x in words for w in x)
-    colors = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
+    colors = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000")
     figure, panels = plt.subplots(1, 2, figsize=(12, 5.5), layout="constrained")
     for axes, points in zip(panels, (pca.transform(z), tsne), strict=True):
         for c in range(k):
@@ -298,7 +332,11 @@ def middle(model, pairs, config):
     """Does the middle model matter? What is said with the trained one, with none, and with a random one."""
     wanted, z_in = [p.target for p in pairs], model.encode([p.input for p in pairs])
     torch.manual_seed(config.seed)
-    random_one = Middle(copy.copy(model.config)).to(z_in.device).eval()
+    if model.config.middle == "identity":
+        raise UserError(f"{config.run} was trained with --middle identity: there is no middle model to compare")
+    print("the expansion was trained behind this middle model: that any other breaks the text does not show that\n"
+          "one is needed; for that, train a second run with --middle identity and compare the two\n")  # fmt: skip
+    random_one = Middle(model.config).to(z_in.device).eval()
     result, said = {"n": len(pairs)}, {}
     for name, think in (("trained", model.middle), ("identity", lambda z: z), ("random", random_one)):
         said[name] = model.say(think(z_in))
@@ -319,9 +357,9 @@ def middle(model, pairs, config):
 
 
 def main():
-    config, _ = parse(EvalConfig, {}, __doc__.split("\n\n")[0])
+    config, given = parse(EvalConfig, {}, __doc__.split("\n\n")[0])
     text = sys.stdin.read() if config.text == "-" else config.text
-    if config.text and not text.strip():
+    if "text" in given and not text.strip():
         raise UserError("--text: the text is empty")
     model = load_run(config.run, resolve_device(config.device).device)
     if text:
@@ -333,7 +371,8 @@ def main():
         raise UserError(f"{len(pairs)} test texts: this wants 10 or more")
     experiment = {"summaries": run_summaries, "interpolate": interpolate, "neighbours": neighbours,
                   "cluster": cluster, "map": draw_map, "middle": middle}[config.what]  # fmt: skip
-    write_json(Path(config.run) / f"{config.what}.json", experiment(model, pairs, config))
+    about = {"dataset": model.config.dataset, "data_dir": config.data_dir or model.config.data_dir}
+    write_json(Path(config.run) / f"{config.what}.json", about | experiment(model, pairs, config))
     print(f"\nwrote {config.run}/{config.what}.json")
 
 

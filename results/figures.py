@@ -193,7 +193,7 @@ def similar(runs):
                 {"neighbours": "5 nearest questions: share alike in …", "probe": "linear probe: share right in …"}[what]
             )
         row[0].set_ylabel(PARTS[part])
-    axes[0][1].legend(fontsize=7, ncols=2)
+    figure.legend(*axes[0][1].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=9)
     return figure
 
 
