@@ -116,9 +116,7 @@ def prompted(model, texts, batch_size=8):
     ids = [t(x, add_special_tokens=False)["input_ids"] for x in texts]
     long = sum(len(i) > room for i in ids)
     if long:
-        print(
-            f"full text: {long} of {len(texts)} texts cut off at the {room} tokens that the language model has room for"
-        )
+        print(f"full text: {long} of {len(texts)} texts cut off at {room} tokens, the language model's room")
         texts = [t.decode(i[:room]) for i in ids]
     if t.chat_template:
         shown = [t.apply_chat_template([{"role": "user", "content": f"{ask}\n\n{x}"}], tokenize=False,
