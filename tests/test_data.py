@@ -155,6 +155,10 @@ def test_a_worked_solution_computes_its_answer_and_shows_no_annotations():
             assert all(str(eval(f"{a}{op}{b}")) == c for a, op, b, c in steps) and len(steps) == len(e.ops)
             assert parse_answer(e.solution) == e.answer == steps[-1][-1]
     assert answer_text(APPLES, "answer") == "60"
+    assert answer_text(APPLES, "equations") == "8*6=48, 12+48=60 #### 60"
+    plain = Example("", "7", "+", "3 + 4 = 7. #### 7")  # a word problem's solution is equations already
+    assert answer_text(plain, "equations") == plain.solution
+    assert answer_text(Example("", "7", "", "It is\nseven.\n#### 7"), "equations") == "#### 7"
     assert answer_text(APPLES, "solution") == "She buys 8*6=48 apples.\nShe has 12+48=60 apples.\n#### 60"
 
 

@@ -8,11 +8,13 @@ import pytest
 import torch
 from test_train import script
 
+import model as nano
 from config import UserError
 from data import NAMES
 from latent_stack.config import MINILM, PRESETS, SMOLLM2, StackConfig
 from latent_stack.data import Encoded, Pair, load_pairs, paraphrases, read_jsonl
 from latent_stack.evaluate import bleu_and_meteor, bootstrap, lead3, overlap, prompted, rouge_of, strangers, summaries
+from latent_stack.evaluate import main as evaluate_main
 from latent_stack.model import LatentStack, load_run, place
 from train import save_model
 
@@ -384,21 +386,24 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(trained, tiny_backbone
 
 
 @pytest.mark.parametrize("what", ["summaries", "interpolate", "neighbours", "cluster", "map", "middle"])
-def test_every_experiment_writes_its_json(what, trained):
+def test_every_experiment_writes_its_json(what, trained, monkeypatch):
     run, _ = trained
-    script("-m", "latent_stack.evaluate", "--run", run, "--what", what, "--limit", "16", "--clusters", "3")
+    words = ["--run", str(run), "--what", what, "--limit", "16", "--clusters", "3", "--device", "cpu"]
+    monkeypatch.setattr("sys.argv", ["latent_stack.evaluate", *words])
+    evaluate_main()
     assert json.loads((run / f"{what}.json").read_text())
     assert what != "map" or (run / "map.png").is_file()
 
 
-def test_a_text_by_hand_is_said_and_an_empty_one_refused(trained):
+def test_a_text_by_hand_is_said_and_an_empty_one_refused(trained, monkeypatch, capsys):
     run, _ = trained
     said = script("-m", "latent_stack.evaluate", "--run", run, "--text", PAIRS[0].input).stdout
-    assert said.strip() in (load_run(run).summarise([PAIRS[0].input])[0], "")
-    refused = script("-m", "latent_stack.evaluate", "--run", run, "--text", " ", check=False)
-    assert refused.returncode == 1 and "the text is empty" in refused.stderr
-    refused = script("evaluate_accuracy.py", "--run", run, check=False)
-    assert refused.returncode == 1 and "of system 'latent_stack', not of nanojepa" in refused.stderr
+    assert said.strip().endswith(load_run(run).summarise([PAIRS[0].input])[0])
+    monkeypatch.setattr("sys.argv", ["latent_stack.evaluate", "--run", str(run), "--text", " "])
+    with pytest.raises(UserError, match="the text is empty"):
+        evaluate_main()
+    with pytest.raises(UserError, match="of system 'latent_stack', not of nanojepa"):
+        nano.load_run(run)
 
 
 def test_the_presets_are_those_of_the_roadmap():

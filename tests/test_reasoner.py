@@ -25,6 +25,7 @@ from reasoner.evaluate import (
     ratio,
     valid,
 )
+from reasoner.evaluate import main as evaluate_main
 from reasoner.model import Coupled, Pair, Reasoner, Talker, load_phase, sizes
 from reasoner.train import main as train_main
 
@@ -490,12 +491,14 @@ def test_a_baseline_is_trained_and_measured_by_the_same_command(kind, tmp_path):
 
 
 @pytest.mark.parametrize("what", ["tree", "containment", "talker"])
-def test_every_experiment_on_trees_writes_its_json(what, trained):
+def test_every_experiment_on_trees_writes_its_json(what, trained, monkeypatch):
     run, _ = trained
-    script("-m", "reasoner.evaluate", "--run", run, "--what", what)
+    monkeypatch.setattr("sys.argv", ["reasoner.evaluate", "--run", str(run), "--what", what, "--device", "cpu"])
+    evaluate_main()
     assert json.loads((run / f"{what}.json").read_text())["examples"] == 12
-    wrong = script("-m", "reasoner.evaluate", "--run", run, "--what", "cfg", check=False)
-    assert wrong.returncode == 1 and "was trained on tree" in wrong.stderr
+    monkeypatch.setattr("sys.argv", ["reasoner.evaluate", "--run", str(run), "--what", "cfg"])
+    with pytest.raises(UserError, match="was trained on tree"):
+        evaluate_main()
 
 
 def test_noise_on_strings_is_measured_with_every_baseline(tmp_path):

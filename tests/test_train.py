@@ -102,9 +102,8 @@ def test_validation_comes_every_so_many_steps_and_can_decode(tmp_path):
     assert all(0 <= x["val_exact_match"] <= 1 for x in checks)
 
 
-@pytest.mark.parametrize("view", ["solution", "equations"])
-def test_a_worked_solution_is_for_the_language_model_only(view, tmp_path):
-    options = [*TINY, "--answer-view", view, "--run", tmp_path / "r"]
+def test_a_worked_solution_is_for_the_language_model_only(tmp_path):
+    options = [*TINY, "--answer-view", "equations", "--run", tmp_path / "r"]
     refused = script("train.py", *options, check=False)
     assert refused.returncode == 1 and "--mask causal" in refused.stderr
     options += ["--mask", "causal", "--decode-weight", 0, "--jepa-weight", 0]
