@@ -237,10 +237,78 @@ def sigreg_loss(z, directions=256, knots=17):
     return len(z) * torch.trapezoid(error * gauss, t, dim=-1).mean()
 
 
+# ---------------------------------------------------------------------------------------- checkpoints
+
+
+class Stored:
+    """What the models of all three systems share: a device, a count, and `from_pretrained` of a folder or the Hub."""
+
+    tokenizer = None
+
+    @property
+    def device(self):
+        return next(self.parameters()).device
+
+    def n_params(self):
+        """Trained parameters; a tied embedding and head count once."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
+    def read_tokenizer(self, find):
+        """Set `tokenizer` from the checkpoint, where there is one; find(name) -> path of one of its files."""
+
+    def _save_pretrained(self, folder):
+        super()._save_pretrained(folder)
+        if self.tokenizer is not None:
+            self.tokenizer.save(folder)
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id, config, map_location="cpu", **hub):
+        """Called by the mixin's `from_pretrained`: a run's folder or a repository on the Hub -> model, in eval mode."""
+        hub = {k: hub[k] for k in ("revision", "cache_dir", "force_download", "token", "local_files_only") if k in hub}
+
+        def find(name):
+            return os.path.join(model_id, name) if os.path.isdir(model_id) else hf_hub_download(model_id, name, **hub)
+
+        model = cls(config)
+        try:
+            load_model(model, find("model.safetensors"), device=str(map_location))
+        except (RuntimeError, SafetensorError) as error:  # names or shapes that differ, or a damaged file
+            raise UserError(
+                f"{model_id}: model.safetensors does not fit config.json: {' '.join(str(error).split())[:300]}"
+            ) from None
+        model.read_tokenizer(find)
+        return model.to(map_location).eval()
+
+
+def read_config(folder, cls, how, needed=("config.json", "model.safetensors")):
+    """Folder of a checkpoint -> its configuration, a `cls`; a UserError says what is missing or differs.
+
+    `how` is the command that trains what is missing.
+    """
+    folder = Path(folder)
+    for name in needed:
+        if not (folder / name).is_file():
+            raise UserError(f"no checkpoint in {folder} ({name} is missing); train one with: {how}")
+    try:
+        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{folder}/config.json:{error.lineno}: not valid JSON ({error.msg})") from None
+    if values.get("system") != cls.system:
+        raise UserError(f"{folder}: a checkpoint of system {values.get('system')!r}, not of {cls.system}")
+    return from_dict(cls, values, folder / "config.json")
+
+
+def load_checkpoint(cls, folder, device):
+    """The model `cls` of a folder, in eval mode."""
+    if torch.device(device).type == "cpu":
+        keep_freed_memory()
+    return cls.from_pretrained(folder, map_location=str(device))
+
+
 # --------------------------------------------------------------------------------------------- nanoJEPA
 
 
-class NanoJEPA(nn.Module, PyTorchModelHubMixin, library_name="nanojepa", tags=["jepa", "latent-reasoning"]):
+class NanoJEPA(Stored, nn.Module, PyTorchModelHubMixin, library_name="nanojepa", tags=["jepa", "latent-reasoning"]):
     """`model(batch) -> (loss, metrics)` for training; `predict`, `encode`, `decode` and `answer` for use.
 
     NanoJEPA.from_pretrained("out/quick").answer(["Tom has 2 pears. He buys 3 more. How many are there?"])
@@ -260,10 +328,6 @@ class NanoJEPA(nn.Module, PyTorchModelHubMixin, library_name="nanojepa", tags=["
         if config.target == "ema":
             self.target = nn.ModuleDict({"embed": copy.deepcopy(self.embed), "trunk": copy.deepcopy(self.trunk)})
             self.target.requires_grad_(False)
-
-    def n_params(self):
-        """Trained parameters; the tied embedding and head count once."""
-        return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
     # ---- training
 
@@ -357,10 +421,6 @@ class NanoJEPA(nn.Module, PyTorchModelHubMixin, library_name="nanojepa", tags=["
 
     # ---- use
 
-    @property
-    def device(self):
-        return self.embed.weight.device
-
     def _rows(self, rows):
         """Lists of ids -> tokens and segment (B, T), padded on the right; segment 0, padding -1."""
         tokens = nn.utils.rnn.pad_sequence([torch.tensor(r) for r in rows], batch_first=True, padding_value=-1)
@@ -433,48 +493,12 @@ class NanoJEPA(nn.Module, PyTorchModelHubMixin, library_name="nanojepa", tags=["
 
     # ---- files
 
-    def _save_pretrained(self, folder):
-        super()._save_pretrained(folder)
-        if self.tokenizer is not None:
-            self.tokenizer.save(folder)
-
-    @classmethod
-    def _from_pretrained(cls, *, model_id, config, map_location="cpu", **hub):
-        """Called by the mixin's `from_pretrained`: a run's folder or a repository on the Hub -> model, in eval mode."""
-        hub = {k: hub[k] for k in ("revision", "cache_dir", "force_download", "token", "local_files_only") if k in hub}
-
-        def find(name):
-            return os.path.join(model_id, name) if os.path.isdir(model_id) else hf_hub_download(model_id, name, **hub)
-
-        model = cls(config)
-        try:
-            load_model(model, find("model.safetensors"), device=str(map_location))
-        except (RuntimeError, SafetensorError) as error:  # names or shapes that differ, or a damaged file
-            raise UserError(
-                f"{model_id}: model.safetensors does not fit config.json: {' '.join(str(error).split())[:300]}"
-            ) from None
-        if config.tokenizer == "gpt2":
-            model.tokenizer = load_tokenizer("gpt2", None)
-        else:
-            model.tokenizer = load_tokenizer(config.tokenizer, os.path.dirname(find("tokenizer.json")))
-        return model.to(map_location).eval()
+    def read_tokenizer(self, find):
+        folder = None if self.config.tokenizer == "gpt2" else os.path.dirname(find("tokenizer.json"))
+        self.tokenizer = load_tokenizer(self.config.tokenizer, folder)
 
 
 def load_run(run, device="cpu"):
     """The trained model of a run's folder, in eval mode; a UserError says what is missing or differs."""
-    folder = Path(run)
-    for name in ("config.json", "model.safetensors"):
-        if not (folder / name).is_file():
-            raise UserError(
-                f"no checkpoint in {folder} ({name} is missing); train one with: python train.py --run {folder}"
-            )
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{folder}/config.json:{error.lineno}: not valid JSON ({error.msg})") from None
-    if config.get("system") != "nanojepa":
-        raise UserError(f"{folder}: a checkpoint of system {config.get('system')!r}, not of nanojepa")
-    from_dict(Config, config, folder / "config.json")
-    if torch.device(device).type == "cpu":
-        keep_freed_memory()
-    return NanoJEPA.from_pretrained(folder, map_location=str(device))
+    read_config(run, Config, f"python train.py --run {run}")
+    return load_checkpoint(NanoJEPA, run, device)

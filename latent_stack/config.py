@@ -66,7 +66,7 @@ QUICK = dict(encoder=MINILM, decoder=SMOLLM2, dataset="auto", epochs=2, prefix_l
 
 PRESETS = {
     "quick": Preset(
-        "2 CPU cores, about 15 min: MiniLM and SmolLM2-135M (pip); SAMSum with --data-dir, else embedded paraphrases",
+        "2 CPU cores, about 15 min (estimate): MiniLM, SmolLM2-135M; SAMSum with --data-dir, else paraphrases",
         dict(run="out/latent-quick", **QUICK),
     ),
     "phase1": Preset(

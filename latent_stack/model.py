@@ -11,7 +11,6 @@ Shapes: B texts, L input tokens, H encoder width, D idea, P prefix length, E lan
 """
 
 import hashlib
-import json
 import logging
 import os
 from importlib.util import find_spec
@@ -20,14 +19,12 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
-from safetensors import SafetensorError
-from safetensors.torch import load_model
+from huggingface_hub import PyTorchModelHubMixin
 
-from config import UserError, from_dict, keep_freed_memory
+from config import UserError
 from latent_stack.config import StackConfig
 from latent_stack.data import padded
-from model import Transformer
+from model import Stored, Transformer, load_checkpoint, read_config
 
 # ---------------------------------------------------------------------------------------- the backbones
 
@@ -154,7 +151,7 @@ class Middle(nn.Module):
 # ------------------------------------------------------------------------------------------- the stack
 
 
-class LatentStack(nn.Module, PyTorchModelHubMixin, library_name="nanojepa", tags=["latent-reasoning"]):
+class LatentStack(Stored, nn.Module, PyTorchModelHubMixin, library_name="nanojepa", tags=["latent-reasoning"]):
     """`model(batch) -> (loss, metrics)`; `encode(texts) -> z_in`, `think(z_in) -> z_out`, `say(z_out) -> texts`.
 
     The backbones are no submodules: they move with the model, stay in eval mode, and are not in its state_dict.
@@ -256,14 +253,6 @@ class LatentStack(nn.Module, PyTorchModelHubMixin, library_name="nanojepa", tags
             backbone.eval()
         return super().train(mode)
 
-    @property
-    def device(self):
-        return next(self.parameters()).device
-
-    def n_params(self):
-        """Trained parameters."""
-        return sum(p.numel() for p in self.parameters() if p.requires_grad)
-
     def n_frozen(self):
         """Parameters of the backbones that are not trained."""
         return sum(p.numel() for m in vars(self.backbones).values() for p in m.parameters() if not p.requires_grad)
@@ -359,24 +348,6 @@ class LatentStack(nn.Module, PyTorchModelHubMixin, library_name="nanojepa", tags
         """list of B str -> list of B str: encode, think, say."""
         return self.say(self.think(self.encode(texts)))
 
-    # ---- files
-
-    @classmethod
-    def _from_pretrained(cls, *, model_id, config, map_location="cpu", **hub):
-        """Called by the mixin's `from_pretrained`: a run's folder or a repository on the Hub -> model, in eval mode."""
-        hub = {k: hub[k] for k in ("revision", "cache_dir", "force_download", "token", "local_files_only") if k in hub}
-        path = os.path.join(model_id, "model.safetensors")
-        if not os.path.isdir(model_id):
-            path = hf_hub_download(model_id, "model.safetensors", **hub)
-        model = cls(config)
-        try:
-            load_model(model, path, device=str(map_location))
-        except (RuntimeError, SafetensorError) as error:
-            raise UserError(
-                f"{model_id}: model.safetensors does not fit config.json: {' '.join(str(error).split())[:300]}"
-            ) from None
-        return model.to(map_location).eval()
-
 
 class Unregistered:
     """Holds modules without making them submodules."""
@@ -394,18 +365,5 @@ def with_lora(backbone, rank):
 
 def load_run(run, device="cpu"):
     """The trained stack of a run's folder, in eval mode; a UserError says what is missing or differs."""
-    folder = Path(run)
-    for name in ("config.json", "model.safetensors"):
-        if not (folder / name).is_file():
-            raise UserError(f"no checkpoint in {folder} ({name} is missing); train one with: "
-                            f"python -m latent_stack.train --run {folder}")  # fmt: skip
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{folder}/config.json:{error.lineno}: not valid JSON ({error.msg})") from None
-    if config.get("system") != "latent_stack":
-        raise UserError(f"{folder}: a checkpoint of system {config.get('system')!r}, not of latent_stack")
-    from_dict(StackConfig, config, folder / "config.json")
-    if torch.device(device).type == "cpu":
-        keep_freed_memory()
-    return LatentStack.from_pretrained(folder, map_location=str(device))
+    read_config(run, StackConfig, f"python -m latent_stack.train --run {run}")
+    return load_checkpoint(LatentStack, run, device)

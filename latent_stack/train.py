@@ -1,6 +1,6 @@
 """Train the latent stack: only pooling, compression, middle model and prefix learn, the backbones stay as they are.
 
-    python -m latent_stack.train --preset quick --data-dir DIR        DIR/samsum, small backbones from pip, 15 minutes
+    python -m latent_stack.train --preset quick --data-dir DIR        DIR/samsum, small backbones from pip
     python -m latent_stack.train --preset quick                       the embedded paraphrases, no download
     python -m latent_stack.train --preset phase1                      ModernBERT, GPT-2 and SAMSum from the Hub
     python -m latent_stack.train --run out/latent-quick --resume      continue

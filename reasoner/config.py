@@ -75,7 +75,7 @@ class ReasonerConfig(LoopConfig):
 
 PRESETS = {
     "quick": Preset(
-        "2 CPU cores, about 8 min: tree search, up to 11 nodes; trials reached 97% of routes, 99% is the aim",
+        "2 CPU cores, about 10 min (estimate): tree search, up to 11 nodes; accuracy not measured yet",
         dict(run="out/reasoner-quick", n_train=100_000, leaves=6, depth=5, labels=12, block_size=64, n_layer=4,
              n_head=4, n_embd=128, n_hidden=352, talker_layer=1, batch_size=32, epochs=1, lr=2e-3, sst_lr=1e-3,
              pretrain_on="chain"),
@@ -85,12 +85,12 @@ PRESETS = {
         dict(run="out/reasoner-tree-42m", leaves=16, depth=4, labels=128),
     ),
     "cfg-small": Preset(
-        "2 CPU cores, about 10 min: derivations of CFG strings, 1M parameters",
+        "2 CPU cores, about 10 min (estimate): derivations of CFG strings, 1M parameters",
         dict(run="out/reasoner-cfg", dataset="cfg", n_train=40_000, block_size=128, n_layer=4, n_head=4, n_embd=128,
              n_hidden=352, talker_layer=1, batch_size=64, epochs=2, lr=1e-3, pretrain_on="chain"),
     ),
     "gsm8k-small": Preset(
-        "2 CPU cores, about 30 min: GSM8K, equations as the chain, 2M parameters",
+        "2 CPU cores, about 30 min (estimate): GSM8K, equations as the chain, 2M parameters",
         dict(run="out/reasoner-gsm8k", dataset="gsm8k", reasoning="equations", tokenizer="bpe:2048", block_size=512,
              n_layer=6, n_head=4, n_embd=128, n_hidden=352, dropout=0.1, talker_layer=2, batch_size=32, epochs=6,
              sst_epochs=2, talker_epochs=2, lr=2e-3, weight_decay=0.1),

@@ -16,19 +16,16 @@ published. What its text leaves open is this project's choice and named so in re
 Shapes: B rows, T tokens a row, R latents a chain, C width, H heads, D = C/H, K positions with a target, V vocabulary.
 """
 
-import json
 import os
 from pathlib import Path
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
-from safetensors import SafetensorError
-from safetensors.torch import load_model
+from huggingface_hub import PyTorchModelHubMixin
 
-from config import UserError, from_dict, keep_freed_memory
-from model import Block, Transformer, cosine, rotary, token_loss
+from config import UserError
+from model import Block, Stored, Transformer, cosine, load_checkpoint, read_config, rotary, token_loss
 from reasoner.config import ReasonerConfig
 from reasoner.data import load_tokenizer
 
@@ -46,46 +43,18 @@ def trunk_of(config, n_layer, ends):
                        n_hidden=config.n_hidden, ends=ends)  # fmt: skip
 
 
-class Stored:
-    """What Reasoner, Talker and baselines share: a device, a tokenizer, and `from_pretrained` of a phase's folder."""
+class Worded(Stored):
+    """A checkpoint with the tokenizer of its data."""
 
-    @property
-    def device(self):
-        return next(self.parameters()).device
-
-    def n_params(self):
-        """Trained parameters."""
-        return sum(p.numel() for p in self.parameters() if p.requires_grad)
-
-    def _save_pretrained(self, folder):
-        super()._save_pretrained(folder)
-        if self.tokenizer is not None:
-            self.tokenizer.save(folder)
-
-    @classmethod
-    def _from_pretrained(cls, *, model_id, config, map_location="cpu", **hub):
-        """Called by the mixin's `from_pretrained`: folder of a phase or Hub repository -> model, in eval mode."""
-        hub = {k: hub[k] for k in ("revision", "cache_dir", "force_download", "token", "local_files_only") if k in hub}
-
-        def find(name):
-            return os.path.join(model_id, name) if os.path.isdir(model_id) else hf_hub_download(model_id, name, **hub)
-
-        model = cls(config)
-        try:
-            load_model(model, find("model.safetensors"), device=str(map_location))
-        except (RuntimeError, SafetensorError) as error:
-            raise UserError(
-                f"{model_id}: model.safetensors is no {cls.__name__}: {' '.join(str(error).split())[:300]}"
-            ) from None
-        gpt2 = config.dataset in ("gsm8k", "text") and config.tokenizer == "gpt2"
-        model.tokenizer = load_tokenizer(config, None if gpt2 else os.path.dirname(find("tokenizer.json")))
-        return model.to(map_location).eval()
+    def read_tokenizer(self, find):
+        gpt2 = self.config.dataset in ("gsm8k", "text") and self.config.tokenizer == "gpt2"
+        self.tokenizer = load_tokenizer(self.config, None if gpt2 else os.path.dirname(find("tokenizer.json")))
 
 
 # -------------------------------------------------------------------------------------------- the Reasoner
 
 
-class Reasoner(Stored, nn.Module, PyTorchModelHubMixin, library_name="nanojepa", tags=["jepa", "latent-reasoning"]):
+class Reasoner(Worded, nn.Module, PyTorchModelHubMixin, library_name="nanojepa", tags=["jepa", "latent-reasoning"]):
     """`model(batch) -> (loss, metrics)`; `rollout(prompts) -> latents (B, R, C)`, the chain without a token.
 
     `config.trained` says which phase the weights come from; `latent` is whether states are put on the unit sphere: off
@@ -298,7 +267,7 @@ class CrossBlock(nn.Module):
         return x + self.block.dropout(self.block.down(F.silu(gate) * value))
 
 
-class Talker(Stored, nn.Module, PyTorchModelHubMixin, library_name="nanojepa", tags=["jepa", "latent-reasoning"]):
+class Talker(Worded, nn.Module, PyTorchModelHubMixin, library_name="nanojepa", tags=["jepa", "latent-reasoning"]):
     """`model(batch) -> (loss, metrics)` on `batch.latents`; `speak(latents) -> list of str`.
 
     mono   blocks over the whole chain, every latent sees every other, and a head: all tokens in one pass, no embedding
@@ -382,7 +351,7 @@ class Talker(Stored, nn.Module, PyTorchModelHubMixin, library_name="nanojepa", t
 # ------------------------------------------------------------------------------------------- the baselines
 
 
-class Coupled(Stored, nn.Module, PyTorchModelHubMixin, library_name="nanojepa"):
+class Coupled(Worded, nn.Module, PyTorchModelHubMixin, library_name="nanojepa"):
     """The baselines, in which each token that is written is read again.
 
     coupled         an ordinary Transformer language model as large as Reasoner and Talker together
@@ -496,24 +465,12 @@ def load_phase(cls, folder, phase, device="cpu"):
     """The checkpoint of a phase -> model, in eval mode; a UserError says what is missing or differs."""
     folder = Path(folder)
     how = "--model coupled" if phase == "coupled" else f"--phase {phase}"
-    for name in ("config.json", "model.safetensors"):
-        if not (folder / name).is_file():
-            raise UserError(f"no checkpoint in {folder} ({name} is missing); train it with: "
-                            f"python -m reasoner.train {how} --run {folder.parent}")  # fmt: skip
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{folder}/config.json:{error.lineno}: not valid JSON ({error.msg})") from None
-    if config.get("system") != "reasoner":
-        raise UserError(f"{folder}: a checkpoint of system {config.get('system')!r}, not of reasoner")
-    config = from_dict(ReasonerConfig, config, folder / "config.json")
+    config = read_config(folder, ReasonerConfig, f"python -m reasoner.train {how} --run {folder.parent}")
     if config.trained != phase:
         raise UserError(
             f"{folder}: a checkpoint of phase {config.trained or 'none'!r}; wanted is one of phase {phase!r}"
         )
-    if torch.device(device).type == "cpu":
-        keep_freed_memory()
-    return cls.from_pretrained(folder, map_location=str(device))
+    return load_checkpoint(cls, folder, device)
 
 
 class Pair:
@@ -530,20 +487,11 @@ class Pair:
 
 def load(run, device="cpu"):
     """The folder of a complete run -> Pair, or Coupled for a baseline: both have `answer(prompts)`."""
-    run, path = Path(run), Path(run) / "config.json"
-    if not path.is_file():
-        raise UserError(
-            f"no run in {run} (config.json is missing); train one with: python -m reasoner.train --run {run}"
-        )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from None
-    if config.get("system") != "reasoner":
-        raise UserError(f"{run}: a run of system {config.get('system')!r}, not of reasoner")
-    if config["model"] != "decoupled":
+    run = Path(run)
+    config = read_config(run, ReasonerConfig, f"python -m reasoner.train --run {run}", needed=("config.json",))
+    if config.model != "decoupled":
         return load_phase(Coupled, run / "coupled", "coupled", device)
-    began_from = config["init"] if config["phase"] == "talker" else ""
+    began_from = config.init if config.phase == "talker" else ""
     reasoner = load_phase(Reasoner, began_from or run / "sst", "sst", device)
     return Pair(reasoner, load_phase(Talker, run / "talker", "talker", device))
 

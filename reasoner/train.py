@@ -1,4 +1,4 @@
-"""Train JEPA-Reasoner: `python -m reasoner.train --preset quick` does all three phases, ten minutes on a laptop.
+"""Train JEPA-Reasoner: `python -m reasoner.train --preset quick` does all three phases on a CPU.
 
     python -m reasoner.train --preset quick                            pretrain, sst, talker, then the test split
     python -m reasoner.train --run out/reasoner-quick --resume         continue wherever it was interrupted
@@ -20,9 +20,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from config import UserError, from_dict, parse, resolve_device, run_main, write_json
+from config import UserError, parse, resolve_device, run_main, write_json
 from data import parse_answer, same_answer
 from evaluate_accuracy import wilson
+from model import read_config
 from reasoner.config import PHASES, PRESETS, ReasonerConfig
 from reasoner.data import Encoded, load_items, make_batches, make_tokenizer, ordered_batches
 from reasoner.data import load_tokenizer as tokenizer_of
@@ -67,7 +68,7 @@ def open_whole(config, given):
     if config.resume:
         if not path.is_file():
             raise UserError(f"--resume: there is no run in {run} (no config.json); leave --resume out to start it")
-        saved = from_dict(ReasonerConfig, json.loads(path.read_text(encoding="utf-8")), path)
+        saved = read_config(run, ReasonerConfig, "", needed=("config.json",))
         for name in sorted(given - FREE):
             if getattr(config, name) != getattr(saved, name):
                 raise UserError(f"--resume: the run in {run} has {name} = {getattr(saved, name)}, not "
@@ -235,8 +236,7 @@ def main():
     if dist.is_initialized():
         dist.barrier()
         if not processes.main:
-            path = Path(config.run) / "config.json"
-            saved = from_dict(ReasonerConfig, json.loads(path.read_text(encoding="utf-8")), path)
+            saved = read_config(config.run, ReasonerConfig, "", needed=("config.json",))
             config = replace(saved, **{k: getattr(config, k) for k in given & FREE}, resume=config.resume)
     began = time.perf_counter()
     splits = {split: load_items(split, config) for split in ("train", "val", "test")}
