@@ -100,7 +100,7 @@ class Config(LoopConfig):
     )
     n_train: int = opt(50_000, "word problems: training problems generated", low=1)
     answer_view: str = opt("answer", "what the answer view holds; more than the answer is for --mask causal",
-                           ("answer", "solution", "equations"))  # fmt: skip
+                           ("answer", "solution", "equations", "program"))  # fmt: skip
     tokenizer: str = opt("gpt2", "gpt2 (tiktoken) or bpe:N, trained on the training split with N entries")
     batching: str = opt("grouped", "grouped: rows of one example, like lengths together; packed: rows of several",
                         ("grouped", "packed"))  # fmt: skip

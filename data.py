@@ -2,7 +2,7 @@
 
 An example is a question and its final answer; nanoJEPA never sees a chain of thought. (Its baseline, an ordinary
 language model, may: `answer_view = solution` puts the worked solution where the answer stands, `equations` only its
-calculations.)
+calculations, `program` its calculations over letters that stand for the question's numbers.)
 
     question  "Tom has 12 pears. Ana gives Tom 7 more pears. How many pears does Tom have?"
     answer    "19"
@@ -76,10 +76,13 @@ def solution_ops(text):
 
 
 def answer_text(example, view):
-    """What the answer view holds: the final answer, the worked solution without calculator annotations, or only its
-    equations (GSM8K's annotations, '48/2=24, 48+24=72 #### 72'; all of a solution that has none, and is equations)."""
+    """What the answer view holds: the final answer, the worked solution without calculator annotations, only its
+    equations (GSM8K's annotations, '48/2=24, 48+24=72 #### 72'; all of a solution that has none, and is equations), or
+    the solution as an operation program, 'α/2,α+a' (None if it cannot be written as one)."""
     if view == "answer":
         return example.answer
+    if view == "program":
+        return program(example)
     equations = re.findall(r"<<([^>]*)>>", example.solution)
     if view == "equations" and (equations or "\n" in example.solution):
         return f"{', '.join(equations)} #### {example.answer}".strip()
@@ -168,6 +171,54 @@ def resample(example, rng, pool, tries=30):
 def _show(x, commas=False):
     """Number -> '12', '1,200' or '2.50'."""
     return (f"{int(x):,}" if commas else str(int(x))) if x == int(x) else f"{x:.2f}"
+
+
+SLOTS, RESULTS = "αβγδεζηθικλμνξοπρστυφχψω", "abcdefghijklmnopqrstuvwxyz"
+_TERM = rf"\(*(?:{_OPERAND}|[a-z{SLOTS}])\)*"
+
+
+def slots(question):
+    """Question -> (the same with its numbers as Greek letters, {letter: number}); equal numbers share a letter."""
+    numbers = dict(zip(SLOTS, dict.fromkeys(_values(_NUMBER_TEXT, question)), strict=False))
+    letter = {x: name for name, x in numbers.items()}
+    return re.sub(_NUMBER_TEXT, lambda m: f" {letter.get(float(m[0].replace(',', '')), m[0])}", question), numbers
+
+
+def program(example):
+    """An annotated solution as an operation program (Amini et al. 2019, MathQA, arXiv 1905.13319), or None.
+
+    '<<48/2=24>> … <<48+24=72>>' -> 'α/2,α+a': Greek letters are the question's numbers, a b c … the results so far,
+    digits are numbers that the question does not write. None if the program would not compute the answer.
+    """
+    _, numbers = slots(example.question)
+    letter, steps = {x: name for name, x in numbers.items()}, []
+    for left, right in re.findall(r"<<([^=<>]+)=([^<>]+)>>", example.solution):
+        if not re.fullmatch(rf"{_NUMBER_TEXT}|{_OPERAND}", right):
+            return None
+        left = re.sub(rf"({_OPERAND})%", r"(\1/100)", re.sub(r"[\s,$]", "", left))
+        if re.search(r"[-+*/]", left):  # "<<55=55>>" is no step
+            steps.append(re.sub(_OPERAND, lambda m: letter.get(float(m[0]), m[0]), left))  # noqa: B023
+            letter[float(right.replace(",", ""))] = RESULTS[min(len(steps), len(RESULTS)) - 1]
+    text = ",".join(steps)
+    return text if same_answer(compute(text, numbers), example.answer) else None
+
+
+def compute(program, numbers):
+    """An operation program, {letter: number} -> its last result as text, "" if there is none."""
+    known = dict(numbers)
+    try:
+        for step, name in zip(program.split(","), RESULTS, strict=False):
+            if not re.fullmatch(rf"{_TERM}(?:[-+*/]{_TERM})*", step):
+                return ""
+            known[name] = eval(step, {"__builtins__": {}}, known)
+        return _show(round(known[name], 6))
+    except Exception:  # a letter that stands for nothing, a division by zero, an open parenthesis, infinity
+        return ""
+
+
+def question_text(question, view):
+    """What the model reads of a question: all of it; its numbers as letters for `program`."""
+    return slots(question)[0] if view == "program" else question
 
 
 def variants(examples, n, seed=0):
@@ -519,7 +570,8 @@ def train_tokenizer(name, examples, answer_view="answer"):
             f"--tokenizer {name}: wants gpt2, or bpe:N with N >= 340 "
             "(256 bytes, 80 digits at their places, 4 special tokens)"
         )
-    return BPETokenizer.train((text for e in examples for text in (e.question, answer_text(e, answer_view))), int(size))
+    texts = ((question_text(e.question, answer_view), answer_text(e, answer_view)) for e in examples)
+    return BPETokenizer.train((text for pair in texts for text in pair if text), int(size))
 
 
 def load_tokenizer(name, folder):
@@ -595,17 +647,22 @@ class Encoded:
     """A split as one contiguous array of token ids; batches are cut from it without a Python loop over examples."""
 
     def __init__(self, examples, tokenizer, block_size, where="data", isolated=True, answer_view="answer"):
-        """Examples that do not fit `block_size` are left out, counted and told; `isolated` views count from 0."""
-        questions = tokenizer.encode([e.question for e in examples])
-        answers = tokenizer.encode([answer_text(e, answer_view) for e in examples])
+        """Examples that do not fit `block_size`, or have no program where one is wanted, are left out, counted and
+        told; `isolated` views count from 0."""
+        texts = [answer_text(e, answer_view) for e in examples]
+        if None in texts:
+            print(f"{where}: left out {texts.count(None)} of {len(texts)} examples whose solution is no program")
+        questions = tokenizer.encode([question_text(e.question, answer_view) for e in examples])
+        answers = tokenizer.encode([text or "" for text in texts])
         fits = [len(q) + len(a) + 3 <= block_size for q, a in zip(questions, answers, strict=True)]
         if not all(fits):
             longest = max(len(q) + len(a) + 3 for q, a in zip(questions, answers, strict=True))
             print(f"{where}: left out {fits.count(False)} of {len(fits)} examples longer than --block-size "
                   f"{block_size} tokens (the longest needs {longest})")  # fmt: skip
-        if not any(fits):
-            raise UserError(f"{where}: no example fits --block-size {block_size}")
-        self.index = np.flatnonzero(fits)  # row -> position in `examples`
+        self.index = np.flatnonzero([fit and text is not None for fit, text in zip(fits, texts, strict=True)])
+        if not len(self.index):
+            raise UserError(f"{where}: no example has a program and fits --block-size {block_size}" if any(fits) else
+                            f"{where}: no example fits --block-size {block_size}")  # fmt: skip
         self.examples = [examples[i] for i in self.index]
         self.tokenizer, self.block_size, self.isolated = tokenizer, block_size, isolated
         rows = [(questions[i], answers[i]) for i in self.index]

@@ -41,7 +41,7 @@ def by_length(model, questions, batch_size, progress=None):
 
     Under right-padding a batch costs what its longest question costs. Questions that do not fit are told, not cut.
     """
-    length = [len(ids) + 1 for ids in model.tokenizer.encode(questions)]
+    length = [len(ids) + 1 for ids in model.read(questions)]
     order = sorted((i for i, n in enumerate(length) if n <= model.config.block_size), key=length.__getitem__)
     if len(order) < len(questions):
         print(f"{len(questions) - len(order)} of {len(questions)} questions are longer than the context of "

@@ -103,7 +103,7 @@ def think(model, candidates, question):
         return Thought(message="There is no question yet. Type one, or choose an example.")
     if not any(c.isalpha() for c in question):
         return Thought(message="There are no words in this. Ask in a sentence, as the examples do.")
-    ids = [*model.tokenizer.encode([question])[0], model.tokenizer.pred]
+    ids = [*model.read([question])[0], model.tokenizer.pred]
     if len(ids) > model.config.block_size:
         return Thought(message=f"This question is too long: {len(ids):,} tokens with [PRED], and the model reads "
                                f"{model.config.block_size:,} at most. Shorten it.")  # fmt: skip

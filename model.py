@@ -30,7 +30,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model
 
 from config import Config, UserError, from_dict, keep_freed_memory
-from data import load_tokenizer
+from data import compute, load_tokenizer, question_text, slots
 
 # --------------------------------------------------------------------------------------------- the mask
 
@@ -438,11 +438,15 @@ class NanoJEPA(Stored, nn.Module, PyTorchModelHubMixin, library_name="nanojepa",
         h = self.states(tokens, segment, position, network)
         return h[torch.arange(len(rows), device=self.device), (segment >= 0).sum(1) - 1]
 
+    def read(self, questions):
+        """list of B str -> B lists of the ids that the model reads of them, without [PRED]."""
+        return self.tokenizer.encode([question_text(q, self.config.answer_view) for q in questions])
+
     @torch.no_grad()
     def predict(self, questions):
         """list of B str -> z_hat (B, C), the latents of the answers the model expects."""
-        t = self.tokenizer
-        return self.predictor(self._last_states([[*q, t.pred] for q in t.encode(questions)])).float()
+        rows = [[*q, self.tokenizer.pred] for q in self.read(questions)]
+        return self.predictor(self._last_states(rows)).float()
 
     @torch.no_grad()
     def encode(self, answers):
@@ -459,13 +463,17 @@ class NanoJEPA(Stored, nn.Module, PyTorchModelHubMixin, library_name="nanojepa",
 
     @torch.no_grad()
     def answer(self, questions, max_new_tokens=None):
-        """list of B str -> list of B str. Under --mask causal the ordinary way, token by token after the question."""
+        """list of B str -> list of B str. Under --mask causal the ordinary way, token by token after the question; a
+        program is followed by what it computes."""
         if self.config.mask != "causal":
             return self.decode(self.predict(questions), max_new_tokens)
         t = self.tokenizer
-        tokens, segment = self._rows([[*q, t.pred, t.ans] for q in t.encode(questions)])
+        tokens, segment = self._rows([[*q, t.pred, t.ans] for q in self.read(questions)])
         position = torch.arange(tokens.size(1), device=self.device).expand_as(tokens)
-        return self._greedy(self.embed(tokens), position, segment, (segment >= 0).sum(1) - 1, max_new_tokens)
+        texts = self._greedy(self.embed(tokens), position, segment, (segment >= 0).sum(1) - 1, max_new_tokens)
+        if self.config.answer_view == "program":
+            return [f"{p} #### {compute(p, slots(q)[1])}" for p, q in zip(texts, questions, strict=True)]
+        return texts
 
     def _greedy(self, x, position, segment, last, max_new_tokens):
         """Embeddings x (B, T, C) -> the most likely continuation of each row, with a key/value cache.

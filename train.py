@@ -514,7 +514,7 @@ def main():
     def validate(model):
         found = validation_loss(model, val, config, device)
         if config.val_accuracy:
-            found["exact_match"] = validation_accuracy(model, val.examples)
+            found["exact_match"] = validation_accuracy(model, splits["val"])
         return found
 
     summary = fit(model, steps_per_epoch, batches, config, validate=validate, after_step=model.update_target,

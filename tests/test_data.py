@@ -23,6 +23,7 @@ from data import (
     Encoded,
     Example,
     answer_text,
+    compute,
     epoch_order,
     load_jsonl,
     load_splits,
@@ -30,8 +31,11 @@ from data import (
     make_batches,
     ordered_batches,
     parse_answer,
+    program,
+    question_text,
     resample,
     same_answer,
+    slots,
     solution_ops,
     train_tokenizer,
     variants,
@@ -159,7 +163,32 @@ def test_a_worked_solution_computes_its_answer_and_shows_no_annotations():
     plain = Example("", "7", "+", "3 + 4 = 7. #### 7")  # a word problem's solution is equations already
     assert answer_text(plain, "equations") == plain.solution
     assert answer_text(Example("", "7", "", "It is\nseven.\n#### 7"), "equations") == "#### 7"
+    assert answer_text(APPLES, "program") == "β*γ,α+a"
     assert answer_text(APPLES, "solution") == "She buys 8*6=48 apples.\nShe has 12+48=60 apples.\n#### 60"
+
+
+def test_a_program_is_the_solution_over_the_letters_of_the_questions_numbers():
+    text, numbers = slots(APPLES.question)
+    assert text == "Ana has  α apples and buys  β boxes of  γ apples. Each costs $ δ. How many apples has she?"
+    assert numbers == {"α": 12, "β": 8, "γ": 6, "δ": 2.5}
+    assert question_text(APPLES.question, "program") == text and question_text(APPLES.question, "answer") != text
+    assert program(APPLES) == "β*γ,α+a" and compute("β*γ,α+a", numbers) == "60"
+    made_of = lambda question, solution, answer: program(Example(question, answer, "", solution))  # noqa: E731
+    assert made_of("20% of $1,500, twice.", "<<1500*20%=300>> <<300*2=600>> <<600=600>>", "600") == "β*(α/100),a*2"
+    assert made_of("Half of 3.", "<<3*.5=1.5>>", "1.5") == "α*.5"
+    assert made_of("1 and 2", "<<1+2=3>>", "4") is None and made_of("1 and 2", "three", "3") is None
+    assert made_of("1 and 2", "<<1+x=3>>", "3") is None
+    for broken in ("", "α/0", "b+1", "9**9**9", "α//2", "(α", "α(2)", "α.real", "-", "α+", "1e999*0", "__import__"):
+        assert compute(broken, {"α": 3.0}) == "", broken
+
+
+def test_nearly_every_solution_of_gsm8k_is_a_program_that_computes_its_answer(shared_data):
+    examples = load_jsonl(shared_data / "gsm8k" / "test.jsonl")
+    programs = [program(e) for e in examples]
+    assert programs.count(None) < 0.12 * len(examples)
+    assert all(
+        same_answer(compute(p, slots(e.question)[1]), e.answer) for p, e in zip(programs, examples, strict=True) if p
+    )
 
 
 # ----------------------------------------------------------------------------------------------- files

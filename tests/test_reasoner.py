@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from test_train import script, weights
 
 import model as nano
-from config import UserError
+from config import UserError, parse
 from reasoner.config import PRESETS, ReasonerConfig
 from reasoner.data import Encoded, derivations, derived, grammar, load_items, make_tokenizer, noisy, split_of, trees
 from reasoner.evaluate import (
@@ -28,6 +28,7 @@ from reasoner.evaluate import (
 from reasoner.evaluate import main as evaluate_main
 from reasoner.model import Coupled, Pair, Reasoner, Talker, load_phase, sizes
 from reasoner.train import main as train_main
+from results import reasoner_ablations as ablations
 
 TINY = ["--n-layer", "2", "--n-head", "2", "--n-embd", "32", "--n-hidden", "48", "--talker-layer", "1",
         "--labels", "12", "--leaves", "4", "--depth", "2", "--n-train", "96", "--n-eval", "12", "--batch-size", "32",
@@ -499,6 +500,17 @@ def test_every_experiment_on_trees_writes_its_json(what, trained, monkeypatch):
     monkeypatch.setattr("sys.argv", ["reasoner.evaluate", "--run", str(run), "--what", "cfg"])
     with pytest.raises(UserError, match="was trained on tree"):
         evaluate_main()
+
+
+def test_every_ablation_is_a_command_and_one_of_each_phase_is_trained_and_read_out(trained, tmp_path, monkeypatch):
+    for options in (*ablations.SST.values(), *ablations.TALKER.values()):
+        parse(ReasonerConfig, PRESETS, "", ["--preset", "quick", *options.split()])
+    monkeypatch.setattr(ablations, "SST", {"L2 only": ablations.SST["L2 only"]})
+    monkeypatch.setattr(ablations, "TALKER", {"dual": ablations.TALKER["dual, 1 + 1 blocks"]})
+    where = ["--run", trained[0], "--out", tmp_path / "runs", "--json", tmp_path / "a.json"]
+    ablations.main([*map(str, where), "--options", " ".join(TINY)])
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert 0 <= found["sst"]["L2 only"]["route_accuracy"] <= 1 and found["talker"]["dual"]["n_params"] > 0
 
 
 def test_noise_on_strings_is_measured_with_every_baseline(tmp_path):

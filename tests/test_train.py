@@ -18,6 +18,7 @@ from tiny import PROBLEMS, TOKENIZER, encoded, tiny_config, tiny_model
 from config import PRESETS, Config, UserError, parse
 from data import make_batches
 from evaluate_accuracy import final_answer
+from model import load_run
 from train import describe, fit, learning_rate, make_optimizer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -111,6 +112,17 @@ def test_a_worked_solution_is_for_the_language_model_only(tmp_path):
     assert refused.returncode == 1 and "--max-new-tokens 4 cuts it" in refused.stderr
     script("train.py", *options, "--max-new-tokens", 40, "--overwrite")
     script("evaluate_accuracy.py", "--run", tmp_path / "r", "--limit", 20)
+
+
+def test_a_language_model_writes_programs_and_answers_with_what_they_compute(shared_data, tmp_path):
+    options = [*TINY, "--dataset", "gsm8k", "--data-dir", shared_data / "gsm8k", "--tokenizer", "bpe:512",
+               "--block-size", 320, "--mask", "causal", "--decode-weight", 0, "--jepa-weight", 0, "--max-steps", 4,
+               "--answer-view", "program", "--max-new-tokens", 80, "--no-final-eval", "--run", tmp_path / "r"]  # fmt: skip
+    assert "examples whose solution is no program" in script("train.py", *options).stdout
+    model = load_run(tmp_path / "r")
+    model._greedy = lambda *_: ["α*2,a+β", "nonsense"]
+    assert model.answer(["3 pens and 4 pens", "?"]) == ["α*2,a+β #### 10", "nonsense #### "]
+    assert final_answer(model, "α*2,a+β #### 10") == "10" and final_answer(model, "nonsense #### ") == ""
 
 
 def test_only_what_follows_the_mark_of_a_worked_solution_is_its_answer():
