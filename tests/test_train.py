@@ -117,7 +117,8 @@ def test_a_worked_solution_is_for_the_language_model_only(tmp_path):
 def test_a_language_model_writes_programs_and_answers_with_what_they_compute(shared_data, tmp_path):
     options = [*TINY, "--dataset", "gsm8k", "--data-dir", shared_data / "gsm8k", "--tokenizer", "bpe:512",
                "--block-size", 320, "--mask", "causal", "--decode-weight", 0, "--jepa-weight", 0, "--max-steps", 4,
-               "--answer-view", "program", "--max-new-tokens", 80, "--no-final-eval", "--run", tmp_path / "r"]  # fmt: skip
+               "--answer-view", "program", "--max-new-tokens", 80, "--no-final-eval",
+               "--run", tmp_path / "r"]  # fmt: skip
     assert "examples whose solution is no program" in script("train.py", *options).stdout
     model = load_run(tmp_path / "r")
     model._greedy = lambda *_: ["α*2,a+β", "nonsense"]
