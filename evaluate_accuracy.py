@@ -13,7 +13,7 @@ Writes accuracy.json and predictions.jsonl into the run's folder.
 import json
 import time
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,9 +21,16 @@ import torch.nn.functional as F
 from scipy.stats import binomtest
 from tqdm import tqdm
 
-from config import EvalConfig, atomic, parse, resolve_device, run_main, write_json
+from config import EvalConfig, UserError, atomic, opt, parse, resolve_device, run_main, write_json
 from data import load_splits, parse_answer, same_answer
 from model import load_run
+
+
+@dataclass
+class AccuracyConfig(EvalConfig):
+    """What this script reads."""
+
+    votes: int = opt(0, "language model: also the commonest answer of N samples a question (0: none)", low=0)
 
 
 def wilson(hits, n):
@@ -34,6 +41,15 @@ def wilson(hits, n):
 def final_answer(model, text):
     """What the model wrote -> its answer: all of it, or what follows the #### of a worked solution ("" if none)."""
     return (parse_answer(text) or "") if model.config.answer_view != "answer" else text
+
+
+def majority(model, questions, n, temperature=0.8, seed=0):
+    """The commonest answer of n samples a question, "" if none has one (self-consistency, Wang et al. 2022)."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        samples = [model.answer(questions, temperature=temperature) for _ in range(n)]
+    given = ([x for text in row if (x := final_answer(model, text))] for row in zip(*samples, strict=True))
+    return [Counter(row).most_common(1)[0][0] if row else "" for row in given]
 
 
 def by_length(model, questions, batch_size, progress=None):
@@ -51,12 +67,14 @@ def by_length(model, questions, batch_size, progress=None):
 
 
 @torch.no_grad()
-def accuracy(model, examples, train_examples, answers=None, batch_size=64, progress=None):
+def accuracy(model, examples, train_examples, answers=None, batch_size=64, progress=None, votes=0):
     """model, examples, training examples -> (accuracy.json's dict, one dict a question for predictions.jsonl).
 
     `answers` are the candidates of the nearest-latent read-out, by default those of the examples. A question that does
-    not fit the context counts as wrong.
+    not fit the context counts as wrong. `votes` samples a question add the read-out by majority.
     """
+    if votes and model.config.mask != "causal":
+        raise UserError("--votes samples token by token: it wants a run with --mask causal, the language model")
     began = time.perf_counter()
     candidates = sorted({e.answer for e in examples} | set(answers or ()))
     z = torch.cat([model.encode(candidates[i : i + 256]) for i in range(0, len(candidates), 256)])  # (A, C)
@@ -68,6 +86,7 @@ def accuracy(model, examples, train_examples, answers=None, batch_size=64, progr
         questions = [examples[i].question for i in index]
         z_hat = model.predict(questions)  # (B, C)
         decoded = model.answer(questions) if model.config.mask == "causal" else model.decode(z_hat)
+        voted = majority(model, questions, votes) if votes else None
         similarity = F.normalize(z_hat, dim=-1) @ F.normalize(z, dim=-1).T  # (B, A)
         nearest, own = similarity.argmax(-1).tolist(), similarity.tolist()
         for b, i in enumerate(index):
@@ -76,11 +95,12 @@ def accuracy(model, examples, train_examples, answers=None, batch_size=64, progr
                 "prediction": final_answer(model, decoded[b]),
                 "nearest": candidates[nearest[b]],
                 "cosine": round(cosine, 4),
-            }
+            } | ({"voted": voted[b]} if votes else {})
 
     n, gold = len(examples), [e.answer for e in examples]
-    hits = {name: sum(same_answer(row[key], row["gold"]) for row in rows)
-            for name, key in (("exact_match_decoded", "prediction"), ("exact_match_nearest", "nearest"))}  # fmt: skip
+    readouts = {"exact_match_decoded": "prediction", "exact_match_nearest": "nearest"}
+    readouts |= {"exact_match_voted": "voted"} if votes else {}
+    hits = {name: sum(same_answer(row.get(key, ""), row["gold"]) for row in rows) for name, key in readouts.items()}
     favourite = Counter(e.answer for e in train_examples).most_common(1)[0][0]
     best, best_hits = Counter(gold).most_common(1)[0]
     result = {"n": n}
@@ -101,15 +121,16 @@ def load_examples(model, config):
 
 
 def main():
-    config, _ = parse(EvalConfig, {}, __doc__.split("\n\n")[0])
+    config, _ = parse(AccuracyConfig, {}, __doc__.split("\n\n")[0])
     model = load_run(config.run, resolve_device(config.device).device)
     examples, train_examples, answers = load_examples(model, config)
-    result, rows = accuracy(model, examples, train_examples, answers, config.batch_size, "answering")
+    result, rows = accuracy(model, examples, train_examples, answers, config.batch_size, "answering", config.votes)
 
     readout = "token by token" if model.config.mask == "causal" else "from z_hat"
     print(f"\n{config.run}: exact match over {result['n']:,} questions of the {config.split} split")
     for label, name in (
         (f"decoded greedily {readout}", "exact_match_decoded"),
+        *([(f"commonest of {config.votes} sampled answers", "exact_match_voted")] if config.votes else []),
         ("nearest answer latent", "exact_match_nearest"),
         (f"always {result['constant_from_train_answer']!r}, the commonest in training", "constant_from_train"),
         (f"always {result['constant_best_on_test_answer']!r}, the best in hindsight", "constant_best_on_test"),

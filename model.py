@@ -459,24 +459,25 @@ class NanoJEPA(Stored, nn.Module, PyTorchModelHubMixin, library_name="nanojepa",
     def decode(self, latent, max_new_tokens=None):
         """latent (B, C) -> list of B str: greedy, deterministic, at most `max_new_tokens` tokens (without [EOS])."""
         position = torch.zeros(len(latent), 1, dtype=torch.long, device=self.device)
-        return self._greedy(self.first_slot(latent)[:, None], position, None, None, max_new_tokens)
+        return self._generate(self.first_slot(latent)[:, None], position, None, None, max_new_tokens)
 
     @torch.no_grad()
-    def answer(self, questions, max_new_tokens=None):
+    def answer(self, questions, max_new_tokens=None, temperature=0.0):
         """list of B str -> list of B str. Under --mask causal the ordinary way, token by token after the question; a
-        program is followed by what it computes."""
+        program is followed by what it computes. Greedy, unless the language model is given a temperature."""
         if self.config.mask != "causal":
             return self.decode(self.predict(questions), max_new_tokens)
         t = self.tokenizer
         tokens, segment = self._rows([[*q, t.pred, t.ans] for q in self.read(questions)])
         position = torch.arange(tokens.size(1), device=self.device).expand_as(tokens)
-        texts = self._greedy(self.embed(tokens), position, segment, (segment >= 0).sum(1) - 1, max_new_tokens)
+        last = (segment >= 0).sum(1) - 1
+        texts = self._generate(self.embed(tokens), position, segment, last, max_new_tokens, temperature)
         if self.config.answer_view == "program":
             return [f"{p} #### {compute(p, slots(q)[1])}" for p, q in zip(texts, questions, strict=True)]
         return texts
 
-    def _greedy(self, x, position, segment, last, max_new_tokens):
-        """Embeddings x (B, T, C) -> the most likely continuation of each row, with a key/value cache.
+    def _generate(self, x, position, segment, last, max_new_tokens, temperature=0.0):
+        """Embeddings x (B, T, C) -> the continuation of each row, greedy or sampled, with a key/value cache.
 
         Rows end at column `last` (B,), padding behind it is never attended to; None: rows have no padding.
         """
@@ -489,7 +490,8 @@ class NanoJEPA(Stored, nn.Module, PyTorchModelHubMixin, library_name="nanojepa",
         h = self.trunk(x, position, mask, cache)[torch.arange(B, device=x.device), last]  # (B, C)
         ids, done = [], torch.zeros(B, dtype=torch.bool, device=x.device)
         for step in range(1, limit + 1):
-            token = F.linear(h, self.embed.weight).argmax(-1)  # (B,)
+            logits = F.linear(h, self.embed.weight)  # (B, V)
+            token = (logits / temperature).softmax(-1).multinomial(1)[:, 0] if temperature else logits.argmax(-1)
             done |= token == self.tokenizer.eos
             ids.append(token.masked_fill(done, self.tokenizer.eos))
             if done.all() or step == limit:

@@ -49,6 +49,7 @@ SCRATCH = (
     " --question-weight 0.1 --val-accuracy --no-final-eval"
 )
 EQUATIONS = f"{LANGUAGE_MODEL} --answer-view equations --max-new-tokens 160"
+PROGRAM = f"{LANGUAGE_MODEL} --answer-view program --max-new-tokens 120"
 
 LEAK = {
     "words, jepa": f"{WORDS} --jepa-weight 4",
@@ -82,7 +83,7 @@ SPACE = {
     "language model": f"{WORDS} {LANGUAGE_MODEL}",
     "language model, worked solution": f"{WORDS} {LANGUAGE_MODEL} --answer-view solution --max-new-tokens 32",
 }
-FROM_SCRATCH = {  # how high GSM8K goes: about 35,000 examples each, unless it says longer
+FROM_SCRATCH = {  # how high GSM8K goes: about 35,000 examples each, three to four times as many from "3x" on
     "latent": f"{SCRATCH} --epochs 5 --jepa-weight 4",
     "latent, variants": f"{SCRATCH} --epochs 2 --variants 4 --jepa-weight 4",
     "direct": f"{SCRATCH} --epochs 5 {LANGUAGE_MODEL}",
@@ -91,6 +92,8 @@ FROM_SCRATCH = {  # how high GSM8K goes: about 35,000 examples each, unless it s
     "equations": f"{SCRATCH} --epochs 5 {EQUATIONS} --block-size 384",
     "equations, variants": f"{SCRATCH} --epochs 2 --variants 4 {EQUATIONS} --block-size 384",
     "equations, variants, 3x as long": f"{SCRATCH} --epochs 4 --variants 8 {EQUATIONS} --block-size 384",
+    "program": f"{SCRATCH} --question-weight 0.3 --epochs 20 --dropout 0.2 {PROGRAM} --block-size 384",
+    "program, width 256": f"{SCRATCH} --n-embd 256 --lr 1e-3 --question-weight 0.3 --epochs 15 --dropout 0.3 {PROGRAM}",
 }
 STUDIES = {
     "leak": LEAK,

@@ -17,7 +17,7 @@ from tiny import PROBLEMS, TOKENIZER, encoded, tiny_config, tiny_model
 
 from config import PRESETS, Config, UserError, parse
 from data import make_batches
-from evaluate_accuracy import final_answer
+from evaluate_accuracy import accuracy, final_answer, majority
 from model import load_run
 from train import describe, fit, learning_rate, make_optimizer
 
@@ -121,9 +121,24 @@ def test_a_language_model_writes_programs_and_answers_with_what_they_compute(sha
                "--run", tmp_path / "r"]  # fmt: skip
     assert "examples whose solution is no program" in script("train.py", *options).stdout
     model = load_run(tmp_path / "r")
-    model._greedy = lambda *_: ["α*2,a+β", "nonsense"]
+    model._generate = lambda *_: ["α*2,a+β", "nonsense"]
     assert model.answer(["3 pens and 4 pens", "?"]) == ["α*2,a+β #### 10", "nonsense #### "]
     assert final_answer(model, "α*2,a+β #### 10") == "10" and final_answer(model, "nonsense #### ") == ""
+
+
+def test_the_majority_of_samples_is_the_greedy_answer_when_nothing_is_left_to_chance():
+    model = tiny_model(mask="causal", answer_view="solution").eval()
+    drawn = iter((["#### 1", "no"], ["#### 2", "no"], ["#### 2.0", "#### 3"], ["#### 2", "no"]))
+    model.answer = lambda questions, temperature: next(drawn)
+    assert majority(model, ["?", "?"], 4) == ["2", "3"]
+    model, state = tiny_model(mask="causal").eval(), torch.get_rng_state()
+    assert majority(model, ["1 and 2?", "3?"], 3, temperature=1e-4) == model.answer(["1 and 2?", "3?"])
+    assert majority(model, ["1 and 2?"], 3, 5.0) == majority(model, ["1 and 2?"], 3, 5.0), "not reproducible"
+    assert torch.equal(torch.get_rng_state(), state)
+    with pytest.raises(UserError, match="--votes samples token by token"):
+        accuracy(tiny_model(), PROBLEMS[:2], PROBLEMS, votes=3)
+    result, rows = accuracy(model, PROBLEMS[:4], PROBLEMS, votes=3)
+    assert "exact_match_voted_ci95" in result and all("voted" in row for row in rows)
 
 
 def test_only_what_follows_the_mark_of_a_worked_solution_is_its_answer():
