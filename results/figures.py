@@ -201,9 +201,14 @@ def scratch(runs):
     """Every attempt at GSM8K with its 95% Wilson interval; 5.2% is from Cobbe et al. 2021."""
     names = list(runs)[::-1]
     figure, axis = plt.subplots(figsize=(8, 0.5 * len(names) + 1.4), layout="constrained")
-    for shift, colour, key, size, label in ((-0.17, SKY, "val_exact_match", "val_n", "validation"),
-                                            (0.17, BLUE, "exact_match_decoded", "n", "test")):  # fmt: skip
+    for shift, colour, key, size, label in (
+        (-0.25, SKY, "val_exact_match", "val_n", "validation"),
+        (0, BLUE, "exact_match_decoded", "n", "test"),
+        (0.25, ORANGE, "exact_match_voted", "n", "test, majority of 20 samples"),
+    ):
         for i, name in enumerate(names):
+            if key not in runs[name]:
+                continue
             share, n = value(runs[name], key), int(value(runs[name], size))
             low, high = binomtest(round(share * n), n).proportion_ci(method="wilson")
             axis.plot([low, high], [i - shift] * 2, color=colour, linewidth=2)

@@ -36,6 +36,7 @@ from train import read_log, validation_loss  # noqa: E402
 
 RUNS = ROOT / "out" / "studies"
 SEEDS = (1, 2, 3)
+VOTES = 20  # samples a question, for the answer by majority
 LAMBDAS = ("0", "0.1", "0.5", "1", "2", "4")
 
 # ------------------------------------------------------------------------------------------- the runs
@@ -84,12 +85,9 @@ SPACE = {
     "language model, worked solution": f"{WORDS} {LANGUAGE_MODEL} --answer-view solution --max-new-tokens 32",
 }
 FROM_SCRATCH = {  # how high GSM8K goes: about 35,000 examples each, three to four times as many from "3x" on
-    "latent": f"{SCRATCH} --epochs 5 --jepa-weight 4",
     "latent, variants": f"{SCRATCH} --epochs 2 --variants 4 --jepa-weight 4",
     "direct": f"{SCRATCH} --epochs 5 {LANGUAGE_MODEL}",
     "direct, variants": f"{SCRATCH} --epochs 2 --variants 4 {LANGUAGE_MODEL}",
-    "solution": f"{SCRATCH} --epochs 5 {LANGUAGE_MODEL} --answer-view solution --max-new-tokens 512 --block-size 768",
-    "equations": f"{SCRATCH} --epochs 5 {EQUATIONS} --block-size 384",
     "equations, variants": f"{SCRATCH} --epochs 2 --variants 4 {EQUATIONS} --block-size 384",
     "equations, variants, 3x as long": f"{SCRATCH} --epochs 4 --variants 8 {EQUATIONS} --block-size 384",
     "program": f"{SCRATCH} --question-weight 0.3 --epochs 20 --dropout 0.2 {PROGRAM} --block-size 384",
@@ -173,7 +171,11 @@ def measure(options, seed, args):
     device = resolve_device(args.device)
     model = load_run(folder, device.device)
     splits = load_splits(replace(model.config, data_dir=args.data_dir) if part_of(options) == "gsm8k" else model.config)
-    result = accuracy(model, splits["test"], splits["train"])[0] | alignment(model, splits["test"])[0]
+    votes = VOTES if model.config.answer_view == "program" else 0
+    result = accuracy(model, splits["test"], splits["train"], votes=votes)[0] | alignment(model, splits["test"])[0]
+    if votes:
+        validation = accuracy(model, splits["val"], splits["train"], votes=votes)[0]
+        result |= {f"val_{name}": validation[name] for name in ("exact_match_voted", "exact_match_voted_ci95")}
     # the training forward pass itself, on the test split: under mask none the prediction has the answer before it
     isolated, view = model.config.mask != "causal", model.config.answer_view
     test = Encoded(splits["test"], model.tokenizer, model.config.block_size, "test", isolated, view)
