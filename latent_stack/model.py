@@ -190,6 +190,8 @@ class LatentStack(Stored, nn.Module, PyTorchModelHubMixin, library_name="nanojep
                             f"text need {needed}: lower --max-target, --max-new-tokens or --prefix-len")  # fmt: skip
 
         self.pooling = Pooling(config.pooling, H)
+        self.register_buffer("origin", torch.zeros(H))
+        self.register_buffer("unit", torch.ones(H))
         self.compress = nn.Sequential(nn.LayerNorm(H), nn.Linear(H, config.middle_hidden), nn.GELU(),
                                       nn.Dropout(config.dropout), nn.Linear(config.middle_hidden, D))  # fmt: skip
         self.middle = Middle(config)
@@ -275,7 +277,28 @@ class LatentStack(Stored, nn.Module, PyTorchModelHubMixin, library_name="nanojep
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.lora_encoder > 0):
             return self.encoder(input_ids=input_ids, attention_mask=seen.long()).last_hidden_state
 
+    def idea(self, hidden, seen):
+        """States (B, L, H), who counts (B, L) bool -> z_in (B, D): pooled, measured from `origin`, compressed."""
+        return self.compress((self.pooling(hidden, seen) - self.origin) / self.unit)
+
     # ---- training
+
+    @torch.no_grad()
+    def standardise(self, data, n=512, batch_size=32):
+        """Before training: mean and spread of n pooled texts of a split become origin and unit of what is compressed.
+
+        Texts of a kind share most of their encoding (Mu & Viswanath 2018, arXiv 1702.01417). Left in, the common part
+        makes all ideas alike, and a language model that can do without them learns to ignore them.
+        """
+        index = range(0, len(data), -(-len(data) // n))
+        batches = (data.batch(index[i : i + batch_size], 1.0).to(self.device) for i in range(0, len(index), batch_size))
+        pooled = torch.cat([self.pooling(*self.encoded(b)).float() for b in batches])
+        self.origin.copy_(pooled.mean(0))
+        self.unit.copy_(pooled.std(0).clamp(min=1e-3) if len(pooled) > 1 else torch.ones_like(self.unit))
+
+    def encoded(self, batch):
+        """Batch -> (states (B, L, H), from the cache if it has them; who counts (B, L))."""
+        return (self.hidden(batch.input_ids, batch.seen) if batch.hidden is None else batch.hidden), batch.seen
 
     def prefix(self, z_out):
         """Idea (B, D) -> soft tokens (B, P, E)."""
@@ -289,8 +312,7 @@ class LatentStack(Stored, nn.Module, PyTorchModelHubMixin, library_name="nanojep
 
     def forward(self, batch):
         """Batch -> (loss, metrics): cross-entropy of the target given the prefix only, per token."""
-        hidden = self.hidden(batch.input_ids, batch.seen) if batch.hidden is None else batch.hidden
-        z_out = self.think(self.compress(self.pooling(hidden, batch.seen)))
+        z_out = self.think(self.idea(*self.encoded(batch)))
         given, wanted = batch.tokens[:, :-1].clamp(min=0), batch.tokens[:, 1:]  # padding is behind, and causal
         logits = self.logits(self.prefix(z_out), given).float()
         loss = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=-1, reduction="sum") / batch.share
@@ -314,7 +336,7 @@ class LatentStack(Stored, nn.Module, PyTorchModelHubMixin, library_name="nanojep
         for begin in range(0, len(order), batch_size):
             index = order[begin : begin + batch_size]
             tokens, seen = self.pad([ids[i] for i in index])
-            z = self.compress(self.pooling(self.hidden(tokens, seen), seen.to(self.device)))
+            z = self.idea(self.hidden(tokens, seen), seen.to(self.device))
             for i, row in zip(index, z, strict=True):
                 found[i] = row
         return torch.stack(found)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from config import UserError, parse, resolve_device, run_main, write_json
 from latent_stack.config import PRESETS, StackConfig
-from latent_stack.data import Encoded, load_pairs, make_batches
+from latent_stack.data import Encoded, Pair, load_pairs, make_batches
 from latent_stack.model import LatentStack
 from train import Processes, clear_run, fit, open_run, plot_loss
 
@@ -67,13 +67,16 @@ def main():
     say(f"model      {model.n_params() / 1e6:.2f}M parameters trained, {model.n_frozen() / 1e6:.1f}M frozen: "
         f"{config.encoder} ({config.encoder_dim}) → {config.latent_dim} → {config.prefix_len} soft tokens → "
         f"{config.decoder} ({config.decoder_dim})")  # fmt: skip
-    train, val = (Encoded(pairs[s], model, s) for s in ("train", "val"))
+    same = [Pair(p.target, p.target) for p in pairs["train"]] if config.reconstruct else []
+    train, val = Encoded(pairs["train"] + same, model, "train"), Encoded(pairs["val"], model, "val")
     if config.cache:
         for data, name in ((train, "train"), (val, "validation")):
             data.cache(progress=lambda x, name=name: tqdm(x, desc=f"encoding {name}", unit="batch"))
     if min(config.batch_size, len(train)) < processes.world * config.grad_accum:
         raise UserError(f"a batch of {min(config.batch_size, len(train))} is less than a pair for each of the "
                         f"{processes.world * config.grad_accum} micro-batches")  # fmt: skip
+    if not config.resume:
+        model.standardise(train)
     steps, batches = make_batches(train, config, processes.rank, processes.world)
     say(f"schedule   {config.epochs} epochs of {steps} steps of {config.batch_size} pairs\n")
     say(describe(train.batch([0]), model) + "\n")

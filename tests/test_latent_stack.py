@@ -83,6 +83,18 @@ def test_texts_become_ideas_become_a_prefix_become_texts(tiny_backbones, pooling
     assert len(model.say(z_out, 4)) == 3 and all(isinstance(x, str) for x in model.say(z_out, 4))
 
 
+def test_what_all_texts_share_is_taken_off_before_it_is_compressed(tiny_backbones):
+    stack = made(tiny_backbones)
+    before, data = stack.encode([p.input for p in PAIRS[:8]]), Encoded(PAIRS[:8], stack)
+    stack.standardise(data)
+    pooled = stack.pooling(*stack.encoded(data.batch(range(8))))
+    seen = (pooled - stack.origin) / stack.unit
+    assert torch.allclose(seen.mean(0), torch.zeros(seen.size(1)), atol=1e-4)
+    assert torch.allclose(seen.std(0), torch.ones(seen.size(1)), atol=1e-2)
+    assert not torch.allclose(before, stack.encode([p.input for p in PAIRS[:8]]))
+    assert {"origin", "unit"} <= set(stack.state_dict()), "a checkpoint would forget where ideas are measured from"
+
+
 def test_padding_does_not_change_an_idea(tiny_backbones):
     texts = [PAIRS[0].input, "Ana has 2 coins.", PAIRS[1].input]
     for pooling in ("mean", "attention", "cls"):
