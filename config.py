@@ -99,7 +99,8 @@ class Config(LoopConfig):
         0, "GSM8K: variants of each training question with other numbers, through its calculations", low=0
     )
     n_train: int = opt(50_000, "word problems: training problems generated", low=1)
-    answer_view: str = opt("answer", "what the answer view holds; more than the answer is for --mask causal",
+    answer_view: str = opt("answer", "what the answer view holds: the final answer; or, for --mask causal, how it "
+                           "is found (program: over letters for the question's numbers, which it then reads, too)",
                            ("answer", "solution", "equations", "program"))  # fmt: skip
     tokenizer: str = opt("gpt2", "gpt2 (tiktoken) or bpe:N, trained on the training split with N entries")
     batching: str = opt("grouped", "grouped: rows of one example, like lengths together; packed: rows of several",

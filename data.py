@@ -2,7 +2,7 @@
 
 An example is a question and its final answer; nanoJEPA never sees a chain of thought. (Its baseline, an ordinary
 language model, may: `answer_view = solution` puts the worked solution where the answer stands, `equations` only its
-calculations, `program` its calculations over letters that stand for the question's numbers.)
+calculations, `program` its calculations over letters, which then stand for the numbers in the question, too.)
 
     question  "Tom has 12 pears. Ana gives Tom 7 more pears. How many pears does Tom have?"
     answer    "19"
@@ -18,6 +18,7 @@ Shapes: B rows, T tokens a row, N examples, M longest answer in tokens, K positi
 """
 
 import json
+import math
 import random
 import re
 from bisect import bisect_left, bisect_right
@@ -174,7 +175,8 @@ def _show(x, commas=False):
 
 
 SLOTS, RESULTS = "αβγδεζηθικλμνξοπρστυφχψω", "abcdefghijklmnopqrstuvwxyz"
-_TERM = rf"\(*(?:{_OPERAND}|[a-z{SLOTS}])\)*"
+# a number is read in one way only, unlike _OPERAND's: a refusal must not take exponential time
+_TERM = rf"\(*(?:\d+(?:\.\d*)?|\.\d+|[a-z{SLOTS}])\)*"
 
 
 def slots(question):
@@ -197,8 +199,10 @@ def program(example):
             return None
         left = re.sub(rf"({_OPERAND})%", r"(\1/100)", re.sub(r"[\s,$]", "", left))
         if re.search(r"[-+*/]", left):  # "<<55=55>>" is no step
+            if len(steps) == len(RESULTS):
+                return None
             steps.append(re.sub(_OPERAND, lambda m: letter.get(float(m[0]), m[0]), left))  # noqa: B023
-            letter[float(right.replace(",", ""))] = RESULTS[min(len(steps), len(RESULTS)) - 1]
+            letter[float(right.replace(",", ""))] = RESULTS[len(steps) - 1]
     text = ",".join(steps)
     return text if same_answer(compute(text, numbers), example.answer) else None
 
@@ -210,9 +214,10 @@ def compute(program, numbers):
         for step, name in zip(program.split(","), RESULTS, strict=False):
             if not re.fullmatch(rf"{_TERM}(?:[-+*/]{_TERM})*", step):
                 return ""
+            step = re.sub(_OPERAND, lambda m: repr(float(m[0])), step)  # whole numbers could grow without end
             known[name] = eval(step, {"__builtins__": {}}, known)
-        return _show(round(known[name], 6))
-    except Exception:  # a letter that stands for nothing, a division by zero, an open parenthesis, infinity
+        return f"{known[name]:.6f}".rstrip("0").rstrip(".") if math.isfinite(known[name]) else ""
+    except Exception:  # a letter that stands for nothing, a division by zero, an open parenthesis
         return ""
 
 
@@ -654,14 +659,16 @@ class Encoded:
             print(f"{where}: left out {texts.count(None)} of {len(texts)} examples whose solution is no program")
         questions = tokenizer.encode([question_text(e.question, answer_view) for e in examples])
         answers = tokenizer.encode([text or "" for text in texts])
-        fits = [len(q) + len(a) + 3 <= block_size for q, a in zip(questions, answers, strict=True)]
+        size = [0 if t is None else len(q) + len(a) + 3 for q, a, t in zip(questions, answers, texts, strict=True)]
+        fits = [n <= block_size for n in size]
         if not all(fits):
-            longest = max(len(q) + len(a) + 3 for q, a in zip(questions, answers, strict=True))
+            longest = max(size)
             print(f"{where}: left out {fits.count(False)} of {len(fits)} examples longer than --block-size "
                   f"{block_size} tokens (the longest needs {longest})")  # fmt: skip
         self.index = np.flatnonzero([fit and text is not None for fit, text in zip(fits, texts, strict=True)])
         if not len(self.index):
-            raise UserError(f"{where}: no example has a program and fits --block-size {block_size}" if any(fits) else
+            raise UserError(f"{where}: --answer-view program wants solutions with <<48/2=24>> annotations, as GSM8K's; "
+                            "none has a usable one" if texts.count(None) == len(texts) else
                             f"{where}: no example fits --block-size {block_size}")  # fmt: skip
         self.examples = [examples[i] for i in self.index]
         self.tokenizer, self.block_size, self.isolated = tokenizer, block_size, isolated

@@ -2,10 +2,12 @@
 
     python evaluate_accuracy.py --run out/quick
     python evaluate_accuracy.py --run out/nanojepa --data-dir DIR --limit 100
+    python evaluate_accuracy.py --run out/language-model --votes 20
 
 Two read-outs of the same prediction: greedy decoding from z_hat, and the nearest latent among all distinct answers of
-the split. Beside them what no model is needed for: always giving the commonest training answer, and the best constant
-that hindsight could choose on the split itself. An accuracy that does not beat these is no result.
+the split; for an ordinary language model also the commonest of several sampled answers. Beside them what no model is
+needed for: always giving the commonest training answer, and the best constant that hindsight could choose on the split
+itself. An accuracy that does not beat these is no result.
 
 Writes accuracy.json and predictions.jsonl into the run's folder.
 """
@@ -25,6 +27,8 @@ from config import EvalConfig, UserError, atomic, opt, parse, resolve_device, ru
 from data import load_splits, parse_answer, same_answer
 from model import load_run
 
+TEMPERATURE = 0.8  # of the samples that vote
+
 
 @dataclass
 class AccuracyConfig(EvalConfig):
@@ -43,23 +47,23 @@ def final_answer(model, text):
     return (parse_answer(text) or "") if model.config.answer_view != "answer" else text
 
 
-def majority(model, questions, n, temperature=0.8, seed=0):
+def majority(model, questions, n, temperature, seed=0):
     """The commonest answer of n samples a question, "" if none has one (self-consistency, Wang et al. 2022)."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         samples = [model.answer(questions, temperature=temperature) for _ in range(n)]
     given = ([x for text in row if (x := final_answer(model, text))] for row in zip(*samples, strict=True))
-    return [Counter(row).most_common(1)[0][0] if row else "" for row in given]
+    return [max(row, key=lambda x: sum(same_answer(x, y) for y in row), default="") for row in given]  # noqa: B023
 
 
-def by_length(model, questions, batch_size, progress=None):
+def by_length(model, questions, batch_size, progress=None, tell=True):
     """Batches of like length over the questions that fit the context -> lists of positions in `questions`.
 
     Under right-padding a batch costs what its longest question costs. Questions that do not fit are told, not cut.
     """
     length = [len(ids) + 1 for ids in model.read(questions)]
     order = sorted((i for i, n in enumerate(length) if n <= model.config.block_size), key=length.__getitem__)
-    if len(order) < len(questions):
+    if tell and len(order) < len(questions):
         print(f"{len(questions) - len(order)} of {len(questions)} questions are longer than the context of "
               f"{model.config.block_size} tokens; they are not answered")  # fmt: skip
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
@@ -80,13 +84,18 @@ def accuracy(model, examples, train_examples, answers=None, batch_size=64, progr
     z = torch.cat([model.encode(candidates[i : i + 256]) for i in range(0, len(candidates), 256)])  # (A, C)
     column = {answer: i for i, answer in enumerate(candidates)}
     rows = [
-        {"question": e.question, "gold": e.answer, "prediction": "", "nearest": "", "cosine": None} for e in examples
+        {"question": e.question, "gold": e.answer, "prediction": "", "nearest": "", "cosine": None}
+        | ({"voted": ""} if votes else {})
+        for e in examples
     ]
     for index in by_length(model, [e.question for e in examples], batch_size, progress):
         questions = [examples[i].question for i in index]
         z_hat = model.predict(questions)  # (B, C)
         decoded = model.answer(questions) if model.config.mask == "causal" else model.decode(z_hat)
-        voted = majority(model, questions, votes) if votes else None
+        if votes:
+            paused = time.perf_counter()
+            voted = majority(model, questions, votes, TEMPERATURE, seed=index[0])
+            began += time.perf_counter() - paused  # `seconds` are those of the other two
         similarity = F.normalize(z_hat, dim=-1) @ F.normalize(z, dim=-1).T  # (B, A)
         nearest, own = similarity.argmax(-1).tolist(), similarity.tolist()
         for b, i in enumerate(index):
@@ -100,10 +109,10 @@ def accuracy(model, examples, train_examples, answers=None, batch_size=64, progr
     n, gold = len(examples), [e.answer for e in examples]
     readouts = {"exact_match_decoded": "prediction", "exact_match_nearest": "nearest"}
     readouts |= {"exact_match_voted": "voted"} if votes else {}
-    hits = {name: sum(same_answer(row.get(key, ""), row["gold"]) for row in rows) for name, key in readouts.items()}
+    hits = {name: sum(same_answer(row[key], row["gold"]) for row in rows) for name, key in readouts.items()}
     favourite = Counter(e.answer for e in train_examples).most_common(1)[0][0]
     best, best_hits = Counter(gold).most_common(1)[0]
-    result = {"n": n}
+    result = {"n": n} | ({"votes": votes, "temperature": TEMPERATURE} if votes else {})
     for name, k in hits.items():
         result |= {name: k / n, f"{name}_ci95": wilson(k, n)}
     result |= {"constant_from_train": gold.count(favourite) / n, "constant_from_train_answer": favourite,

@@ -128,6 +128,9 @@ def describe(model, run):
     if "exact_match" in summary:
         lines.append(f"On its test split {summary['exact_match']:.1%} of the answers are right; "
                      f"always giving the commonest answer: {summary['constant_from_train']:.1%}.")  # fmt: skip
+    if config.answer_view == "program":
+        lines.append("α, β … are the question's numbers in order, a, b … the results of the steps; behind #### stands "
+                     "what the program computes.")  # fmt: skip
     if config.jepa_weight == 0:
         lines.append("Trained with λ = 0: nothing drew a prediction towards its answer, so the cosines mean nothing.")
     elif config.mask == "causal":

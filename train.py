@@ -437,7 +437,7 @@ def validation_accuracy(model, examples):
 
     model.eval()
     hits = 0
-    for index in by_length(model, [e.question for e in examples], 64):
+    for index in by_length(model, [e.question for e in examples], 64, tell=False):
         given = model.answer([examples[i].question for i in index])
         hits += sum(same_answer(final_answer(model, x), examples[i].answer) for x, i in zip(given, index, strict=True))
     model.train()

@@ -30,7 +30,7 @@ class StackConfig(LoopConfig):
     n_train: int = opt(0, "use this many training pairs (0: all; paraphrase: 4,000)", low=0)
     max_input: int = opt(256, "longest input in tokens; the rest is cut off, and told", low=4)
     max_target: int = opt(64, "longest target in tokens; the rest is cut off, and told", low=2)
-    reconstruct: bool = opt(False, "train on (target, target), too: the idea of a wanted text must say that text")
+    reconstruct: bool = opt(False, "train on (target, target), too, twice the steps: a wanted text's idea must say it")
     cache: bool = opt(True, "keep the frozen encoder's outputs on disk, in out/latent-cache, over epochs and runs")
     # model
     pooling: str = opt("mean", "of the encoder's states: mean, attention, or the first token and an MLP",

@@ -4,8 +4,9 @@
                                                                          │  middle model
     text ◄─ language model (frozen) ◄─ [prefix (B, P, E), BOS] ◄─ expansion ◄─ z_out (B, D)
 
-The prefix is the only way from the input to the output. What is trained, and all that a checkpoint holds, is pooling,
-compression, middle model and expansion, and LoRA if asked for.
+The prefix is the only way from the input to the output. What is trained is pooling, compression, middle model and
+expansion, and LoRA if asked for. A checkpoint holds that, and the mean and spread of pooled training texts, which are
+taken off before the compression.
 
 Shapes: B texts, L input tokens, H encoder width, D idea, P prefix length, E language-model width, T target tokens.
 """
@@ -278,19 +279,21 @@ class LatentStack(Stored, nn.Module, PyTorchModelHubMixin, library_name="nanojep
             return self.encoder(input_ids=input_ids, attention_mask=seen.long()).last_hidden_state
 
     def idea(self, hidden, seen):
-        """States (B, L, H), who counts (B, L) bool -> z_in (B, D): pooled, measured from `origin`, compressed."""
+        """States (B, L, H), who counts (B, L) bool -> z_in (B, D): pooled, from `origin` in `unit`s, compressed."""
         return self.compress((self.pooling(hidden, seen) - self.origin) / self.unit)
 
     # ---- training
 
     @torch.no_grad()
-    def standardise(self, data, n=512, batch_size=32):
-        """Before training: mean and spread of n pooled texts of a split become origin and unit of what is compressed.
+    def standardise(self, data, among=None, n=512, batch_size=32):
+        """Before training: mean and spread of pooled texts become `origin` and `unit` of what is compressed.
 
-        Texts of a kind share most of their encoding (Mu & Viswanath 2018, arXiv 1702.01417). Left in, the common part
-        makes all ideas alike, and a language model that can do without them learns to ignore them.
+        Measured on at most n of the first `among` texts of a split, with the pooling as it is before training. Texts of
+        a kind share most of their encoding (Mu & Viswanath 2018, arXiv 1702.01417); left in, the common part makes all
+        ideas alike, and a language model that can do without ideas learns to ignore them.
         """
-        index = range(0, len(data), -(-len(data) // n))
+        among = among or len(data)
+        index = range(0, among, -(-among // n))
         batches = (data.batch(index[i : i + batch_size], 1.0).to(self.device) for i in range(0, len(index), batch_size))
         pooled = torch.cat([self.pooling(*self.encoded(b)).float() for b in batches])
         self.origin.copy_(pooled.mean(0))

@@ -63,7 +63,10 @@ def main():
     torch.manual_seed(config.seed)
     model = LatentStack(config).to(device.device)
     say(f"device     {device.why}")
-    say(f"data       {config.dataset}: {', '.join(f'{len(v):,} {k}' for k, v in pairs.items())} pairs")
+    say(
+        f"data       {config.dataset}: {', '.join(f'{len(v):,} {k}' for k, v in pairs.items())} pairs"
+        + (", and each target with itself" if config.reconstruct else "")
+    )
     say(f"model      {model.n_params() / 1e6:.2f}M parameters trained, {model.n_frozen() / 1e6:.1f}M frozen: "
         f"{config.encoder} ({config.encoder_dim}) → {config.latent_dim} → {config.prefix_len} soft tokens → "
         f"{config.decoder} ({config.decoder_dim})")  # fmt: skip
@@ -76,7 +79,7 @@ def main():
         raise UserError(f"a batch of {min(config.batch_size, len(train))} is less than a pair for each of the "
                         f"{processes.world * config.grad_accum} micro-batches")  # fmt: skip
     if not config.resume:
-        model.standardise(train)
+        model.standardise(train, among=len(pairs["train"]))
     steps, batches = make_batches(train, config, processes.rank, processes.world)
     say(f"schedule   {config.epochs} epochs of {steps} steps of {config.batch_size} pairs\n")
     say(describe(train.batch([0]), model) + "\n")

@@ -84,7 +84,7 @@ SPACE = {
     "language model": f"{WORDS} {LANGUAGE_MODEL}",
     "language model, worked solution": f"{WORDS} {LANGUAGE_MODEL} --answer-view solution --max-new-tokens 32",
 }
-FROM_SCRATCH = {  # how high GSM8K goes: about 35,000 examples each, three to four times as many from "3x" on
+FROM_SCRATCH = {  # how high GSM8K goes: about 35,000 examples each, about three times as many from "3x" on
     "latent, variants": f"{SCRATCH} --epochs 2 --variants 4 --jepa-weight 4",
     "direct": f"{SCRATCH} --epochs 5 {LANGUAGE_MODEL}",
     "direct, variants": f"{SCRATCH} --epochs 2 --variants 4 {LANGUAGE_MODEL}",
@@ -179,6 +179,7 @@ def measure(options, seed, args):
     # the training forward pass itself, on the test split: under mask none the prediction has the answer before it
     isolated, view = model.config.mask != "causal", model.config.answer_view
     test = Encoded(splits["test"], model.tokenizer, model.config.block_size, "test", isolated, view)
+    result["forward_n"] = len(test)  # --answer-view program: those with a program
     result |= {f"forward_{name}": v for name, v in validation_loss(model, test, model.config, device).items()}
     summary, (_, checks) = json.loads((folder / "summary.json").read_text()), read_log(folder)
     kept_names = ("n_params", "steps", "train_seconds", "val_exact_match")

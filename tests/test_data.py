@@ -178,17 +178,21 @@ def test_a_program_is_the_solution_over_the_letters_of_the_questions_numbers():
     assert made_of("Half of 3.", "<<3*.5=1.5>>", "1.5") == "α*.5"
     assert made_of("1 and 2", "<<1+2=3>>", "4") is None and made_of("1 and 2", "three", "3") is None
     assert made_of("1 and 2", "<<1+x=3>>", "3") is None
-    for broken in ("", "α/0", "b+1", "9**9**9", "α//2", "(α", "α(2)", "α.real", "-", "α+", "1e999*0", "__import__"):
-        assert compute(broken, {"α": 3.0}) == "", broken
+    for broken in ("", "α/0", "b+1", "9**9**9", "α//2", "(α", "α(2)", "α.real", "-", "α+", "β*β", "__import__",
+                   "*".join(["100"] * 60) + "*", ",".join(["9*9", *(f"{x}*{x}" for x in "abcdefghijkl")])):  # fmt: skip
+        assert compute(broken, {"α": 3.0, "β": 1e200}) == "", broken  # the last two within a blink
+    assert compute("α*05", {"α": 3.0}) == "15" and compute("α+0.004", {"α": 3.0}) == "3.004"
+    with pytest.raises(UserError, match="wants solutions with <<48/2=24>> annotations"):
+        Encoded(
+            problems("test", 1)[:4], train_tokenizer("bpe:400", problems("train", 1)[:50]), 64, answer_view="program"
+        )
 
 
 def test_nearly_every_solution_of_gsm8k_is_a_program_that_computes_its_answer(shared_data):
     examples = load_jsonl(shared_data / "gsm8k" / "test.jsonl")
-    programs = [program(e) for e in examples]
-    assert programs.count(None) < 0.12 * len(examples)
-    assert all(
-        same_answer(compute(p, slots(e.question)[1]), e.answer) for p, e in zip(programs, examples, strict=True) if p
-    )
+    programs = {e: p for e in examples if (p := program(e)) is not None}
+    assert len(programs) > 0.88 * len(examples)
+    assert sum(bool(slots(e.question)[1]) and not re.search("[α-ω]", p) for e, p in programs.items()) < 20
 
 
 # ----------------------------------------------------------------------------------------------- files

@@ -66,7 +66,7 @@ def options(folder, run):
             "--middle-hidden", "24",
             "--prefix-len", "5", "--max-input", "48", "--dataset", "paraphrase", "--n-train", "48", "--batch-size", "8",
             "--epochs", "1", "--n-eval", "12", "--max-new-tokens", "8", "--log-every", "2", "--device", "cpu",
-            "--no-cache", "--run", run]  # fmt: skip
+            "--no-cache", "--reconstruct", "--run", run]  # fmt: skip
 
 
 # ----------------------------------------------------------------------------------------------- shapes
@@ -91,6 +91,9 @@ def test_what_all_texts_share_is_taken_off_before_it_is_compressed(tiny_backbone
     seen = (pooled - stack.origin) / stack.unit
     assert torch.allclose(seen.mean(0), torch.zeros(seen.size(1)), atol=1e-4)
     assert torch.allclose(seen.std(0), torch.ones(seen.size(1)), atol=1e-2)
+    z_out = stack.think(stack.encode([p.input for p in PAIRS[:8]]))
+    batch = data.batch(range(8))
+    assert torch.allclose(stack.think(stack.idea(*stack.encoded(batch))), z_out, atol=1e-4)
     assert not torch.allclose(before, stack.encode([p.input for p in PAIRS[:8]]))
     assert {"origin", "unit"} <= set(stack.state_dict()), "a checkpoint would forget where ideas are measured from"
 
@@ -106,6 +109,7 @@ def test_padding_does_not_change_an_idea(tiny_backbones):
 def test_the_teacher_forced_loss_is_the_language_models_own_loss_on_the_same_text(tiny_backbones):
     """A label shifted by one place, or a position too many, and the two differ."""
     model = made(tiny_backbones)
+    model.standardise(Encoded(PAIRS[:8], model))
     data = Encoded(PAIRS[:1], model)
     batch = data.batch([0])
     loss, _ = model(batch)
@@ -382,6 +386,7 @@ def trained(tiny_backbones, tmp_path_factory):
 def test_one_command_trains_and_measures_the_own_idea_beside_the_shuffled(trained):
     run, done = trained
     summary = json.loads((run / "summary.json").read_text())
+    assert load_run(run).origin.abs().sum() > 0 and "each target with itself" in done.stdout
     for key in ("rougeL", "rougeL_ci95", "rougeL_shuffled", "rougeL_shuffled_ci95"):
         assert key in summary
     assert summary["n"] == 12 and "another text's idea (the control)" in done.stdout

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from tiny import PROBLEMS, TOKENIZER, encoded, tiny_config, tiny_model
 
 from config import PRESETS, Config, UserError, parse
-from data import make_batches
+from data import Encoded, Example, make_batches
 from evaluate_accuracy import accuracy, final_answer, majority
 from model import load_run
 from train import describe, fit, learning_rate, make_optimizer
@@ -120,7 +120,9 @@ def test_a_language_model_writes_programs_and_answers_with_what_they_compute(sha
                "--answer-view", "program", "--max-new-tokens", 80, "--no-final-eval",
                "--run", tmp_path / "r"]  # fmt: skip
     assert "examples whose solution is no program" in script("train.py", *options).stdout
-    model = load_run(tmp_path / "r")
+    model, question = load_run(tmp_path / "r"), "Ana has 3 pens and 4 books."
+    read = Encoded([Example(question, "7", "+", "<<3+4=7>>7 #### 7")], model.tokenizer, 320, answer_view="program")
+    assert read.tokens[: read.n[0]].tolist() == model.read([question])[0], "trained on other text than is asked"
     model._generate = lambda *_: ["α*2,a+β", "nonsense"]
     assert model.answer(["3 pens and 4 pens", "?"]) == ["α*2,a+β #### 10", "nonsense #### "]
     assert final_answer(model, "α*2,a+β #### 10") == "10" and final_answer(model, "nonsense #### ") == ""
@@ -128,9 +130,9 @@ def test_a_language_model_writes_programs_and_answers_with_what_they_compute(sha
 
 def test_the_majority_of_samples_is_the_greedy_answer_when_nothing_is_left_to_chance():
     model = tiny_model(mask="causal", answer_view="solution").eval()
-    drawn = iter((["#### 1", "no"], ["#### 2", "no"], ["#### 2.0", "#### 3"], ["#### 2", "no"]))
+    drawn = iter((["#### 7.5", "no"], ["#### 3", "no"], ["#### 3", "#### 3"], ["#### 7.50", "no"], ["#### 7.5", "no"]))
     model.answer = lambda questions, temperature: next(drawn)
-    assert majority(model, ["?", "?"], 4) == ["2", "3"]
+    assert majority(model, ["?", "?"], 5, 1.0) == ["7.5", "3"]
     model, state = tiny_model(mask="causal").eval(), torch.get_rng_state()
     assert majority(model, ["1 and 2?", "3?"], 3, temperature=1e-4) == model.answer(["1 and 2?", "3?"])
     assert majority(model, ["1 and 2?"], 3, 5.0) == majority(model, ["1 and 2?"], 3, 5.0), "not reproducible"
