@@ -90,7 +90,6 @@ FROM_SCRATCH = {  # how high GSM8K goes: about 35,000 examples each, about three
     "direct, variants": f"{SCRATCH} --epochs 2 --variants 4 {LANGUAGE_MODEL}",
     "equations, variants": f"{SCRATCH} --epochs 2 --variants 4 {EQUATIONS} --block-size 384",
     "equations, variants, 3x as long": f"{SCRATCH} --epochs 4 --variants 8 {EQUATIONS} --block-size 384",
-    "program": f"{SCRATCH} --question-weight 0.3 --epochs 20 --dropout 0.2 {PROGRAM} --block-size 384",
     "program, width 256": f"{SCRATCH} --n-embd 256 --lr 1e-3 --question-weight 0.3 --epochs 15 --dropout 0.3 {PROGRAM}",
 }
 STUDIES = {
