@@ -36,7 +36,7 @@ from train import read_log, validation_loss  # noqa: E402
 
 RUNS = ROOT / "out" / "studies"
 SEEDS = (1, 2, 3)
-VOTES = 20  # samples a question, for the answer by majority
+VOTES = 10  # samples a question, for the answer by majority
 LAMBDAS = ("0", "0.1", "0.5", "1", "2", "4")
 
 # ------------------------------------------------------------------------------------------- the runs
