@@ -75,9 +75,9 @@ class ReasonerConfig(LoopConfig):
 
 PRESETS = {
     "quick": Preset(
-        "2 CPU cores, about 10 min (estimate): tree search, up to 11 nodes; accuracy not measured yet",
-        dict(run="out/reasoner-quick", n_train=100_000, leaves=6, depth=5, labels=12, block_size=64, n_layer=4,
-             n_head=4, n_embd=128, n_hidden=352, talker_layer=1, batch_size=32, epochs=1, lr=2e-3, sst_lr=1e-3,
+        "2 CPU cores, about 10 min (estimate): tree search, up to 9 nodes",
+        dict(run="out/reasoner-quick", n_train=90_000, leaves=5, depth=4, labels=12, block_size=64, n_layer=6,
+             n_head=4, n_embd=128, n_hidden=352, talker_layer=1, batch_size=32, epochs=1, lr=2e-3, sst_lr=2e-3,
              pretrain_on="chain"),
     ),
     "tree-42m": Preset(
