@@ -175,15 +175,16 @@ def _show(x, commas=False):
 
 
 SLOTS, RESULTS = "αβγδεζηθικλμνξοπρστυφχψω", "abcdefghijklmnopqrstuvwxyz"
+_WRITTEN = rf"(?<![\d.])\.\d+|{_NUMBER_TEXT}"
 # a number is read in one way only, unlike _OPERAND's: a refusal must not take exponential time
 _TERM = rf"\(*(?:\d+(?:\.\d*)?|\.\d+|[a-z{SLOTS}])\)*"
 
 
 def slots(question):
     """Question -> (the same with its numbers as Greek letters, {letter: number}); equal numbers share a letter."""
-    numbers = dict(zip(SLOTS, dict.fromkeys(_values(_NUMBER_TEXT, question)), strict=False))
+    numbers = dict(zip(SLOTS, dict.fromkeys(_values(_WRITTEN, question)), strict=False))
     letter = {x: name for name, x in numbers.items()}
-    return re.sub(_NUMBER_TEXT, lambda m: f" {letter.get(float(m[0].replace(',', '')), m[0])}", question), numbers
+    return re.sub(rf" ?({_WRITTEN})", lambda m: f" {letter.get(float(m[1].replace(',', '')), m[1])}", question), numbers
 
 
 def program(example):
@@ -197,11 +198,12 @@ def program(example):
     for left, right in re.findall(r"<<([^=<>]+)=([^<>]+)>>", example.solution):
         if not re.fullmatch(rf"{_NUMBER_TEXT}|{_OPERAND}", right):
             return None
-        left = re.sub(rf"({_OPERAND})%", r"(\1/100)", re.sub(r"[\s,$]", "", left))
+        left = re.sub(r"[\s,$]", "", left)
         if re.search(r"[-+*/]", left):  # "<<55=55>>" is no step
             if len(steps) == len(RESULTS):
                 return None
-            steps.append(re.sub(_OPERAND, lambda m: letter.get(float(m[0]), m[0]), left))  # noqa: B023
+            step = re.sub(_OPERAND, lambda m: letter.get(float(m[0]), m[0]), left)  # noqa: B023
+            steps.append(re.sub(rf"({_OPERAND}|[a-z{SLOTS}])%", r"(\1/100)", step))
             letter[float(right.replace(",", ""))] = RESULTS[len(steps) - 1]
     text = ",".join(steps)
     return text if same_answer(compute(text, numbers), example.answer) else None

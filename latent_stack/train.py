@@ -5,8 +5,8 @@
     python -m latent_stack.train --preset phase1                      ModernBERT, GPT-2 and SAMSum from the Hub
     python -m latent_stack.train --run out/latent-quick --resume      continue
 
-A run is a folder as everywhere: config.json (with the backbones' names and revisions), model.safetensors (what was trained,
-and the mean and spread of pooled texts), best/, state.pt, log.jsonl, loss_curve.png, summary.json.
+A run is a folder as everywhere: config.json (with the backbones' names and revisions), model.safetensors (what was
+trained, and the mean and spread of pooled texts), best/, state.pt, log.jsonl, loss_curve.png, summary.json.
 """
 
 from collections import defaultdict

@@ -169,12 +169,14 @@ def test_a_worked_solution_computes_its_answer_and_shows_no_annotations():
 
 def test_a_program_is_the_solution_over_the_letters_of_the_questions_numbers():
     text, numbers = slots(APPLES.question)
-    assert text == "Ana has  α apples and buys  β boxes of  γ apples. Each costs $ δ. How many apples has she?"
+    assert text == "Ana has α apples and buys β boxes of γ apples. Each costs $ δ. How many apples has she?"
     assert numbers == {"α": 12, "β": 8, "γ": 6, "δ": 2.5}
     assert question_text(APPLES.question, "program") == text and question_text(APPLES.question, "answer") != text
     assert program(APPLES) == "β*γ,α+a" and compute("β*γ,α+a", numbers) == "60"
     made_of = lambda question, solution, answer: program(Example(question, answer, "", solution))  # noqa: E731
     assert made_of("20% of $1,500, twice.", "<<1500*20%=300>> <<300*2=600>> <<600=600>>", "600") == "β*(α/100),a*2"
+    assert made_of("20% of 100.", "<<100*20%=20>>", "20") == "β*(α/100)" and slots(".5 and $.20 of 7.5.") == (
+        " α and $ β of γ.", {"α": 0.5, "β": 0.2, "γ": 7.5})  # fmt: skip
     assert made_of("Half of 3.", "<<3*.5=1.5>>", "1.5") == "α*.5"
     assert made_of("1 and 2", "<<1+2=3>>", "4") is None and made_of("1 and 2", "three", "3") is None
     assert made_of("1 and 2", "<<1+x=3>>", "3") is None
