@@ -7,7 +7,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib.ticker import PercentFormatter  # noqa: E402
+from matplotlib.ticker import MultipleLocator, PercentFormatter  # noqa: E402
 from scipy.stats import binomtest  # noqa: E402
 
 BLUE, ORANGE, GREEN, PINK, SKY, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#999999"  # Okabe-Ito
@@ -216,6 +216,7 @@ def scratch(runs):
     axis.axvline(0.052, color=ORANGE, linestyle=":", label="GPT-3 6B, fine-tuned to answer directly: 5.2%")
     axis.axvline(0.206, color=ORANGE, linestyle="-.", label="the same, to write worked solutions: 20.6%")
     axis.xaxis.set_major_formatter(PercentFormatter(1, 0))
+    axis.xaxis.set_major_locator(MultipleLocator(0.05))
     axis.set_yticks(range(len(names)), names)
     axis.set(title="GSM8K from scratch: exact match", xlim=(0, None), ylim=(-0.6, len(names) - 0.4))
     axis.grid(alpha=0.3, axis="x")
