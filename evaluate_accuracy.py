@@ -27,7 +27,7 @@ from config import EvalConfig, UserError, atomic, opt, parse, resolve_device, ru
 from data import load_splits, parse_answer, same_answer
 from model import load_run
 
-TEMPERATURE = 0.8  # of the samples that vote
+TEMPERATURE = 0.8  # of the samples that vote: they must differ, and stay close to what the model believes
 
 
 @dataclass
