@@ -16,7 +16,6 @@ import random
 import re
 import sys
 from collections import Counter
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -125,12 +124,12 @@ def prompted(model, texts, batch_size=8):
         shown = [f"{x}\n\n{ask}\n" for x in texts]
     t.padding_side, t.pad_token_id = "left", model.eos
     order = sorted(range(len(shown)), key=lambda i: len(shown[i]))
-    found = {}
+    found, lm = {}, model.speaker(adapted=False)
     for begin in tqdm(range(0, len(order), batch_size), desc="full text", unit="batch", disable=len(order) < 50):
         index = order[begin : begin + batch_size]
         x = t([shown[i] for i in index], return_tensors="pt", padding=True, add_special_tokens=not t.chat_template)
         x = {k: v.to(model.device) for k, v in x.items() if k in ("input_ids", "attention_mask")}
-        ids = model.lm.generate(**x, **model.greedy())
+        ids = lm.generate(**x, **model.greedy())
         texts_of = t.batch_decode(ids[:, x["input_ids"].size(1) :], skip_special_tokens=True)
         found |= dict(zip(index, (s.strip() for s in texts_of), strict=True))
     return [found[i] for i in range(len(shown))]
@@ -160,12 +159,11 @@ def summaries(model, pairs, references=REFERENCES, seed=0):
     if "lead3" in references:
         said["lead3"] = [lead3(p.input) for p in pairs]
     # what the language model says without the stack, it says without the stack's LoRA
-    with model.lm.disable_adapter() if model.config.lora_decoder else nullcontext():
-        if "zero" in references:
-            zero = torch.zeros(1, model.config.prefix_len, model.config.decoder_dim, device=model.device)
-            said["zero"] = model.continued(zero) * len(pairs)
-        if "full_text" in references:
-            said["full_text"] = prompted(model, [p.input for p in pairs])
+    if "zero" in references:
+        zero = torch.zeros(1, model.config.prefix_len, model.config.decoder_dim, device=model.device)
+        said["zero"] = model.continued(zero, adapted=False) * len(pairs)
+    if "full_text" in references:
+        said["full_text"] = prompted(model, [p.input for p in pairs])
     result, wanted = {"n": len(pairs)}, [p.target for p in pairs]
     for name in references:
         result[name] = {k: bootstrap(v, seed) for k, v in rouge_of(said[name], wanted).items()}
@@ -263,6 +261,13 @@ def neighbours(model, pairs, config):
     return result
 
 
+def typical(words, members, n):
+    """Sets of words of N texts, a cluster's texts -> its n most typical words, by p(w | cluster) log of that over p(w)."""
+    inside, total = (Counter(w for x in texts for w in x) for texts in ([words[i] for i in members], words))
+    gain = {w: k * np.log(k / len(members) / (total[w] / len(words))) for w, k in inside.items()}
+    return sorted(gain, key=lambda w: (-gain[w], w))[:n]
+
+
 @torch.no_grad()
 def cluster(model, pairs, config):
     """k-means on ideas; each centroid said, beside the commonest words of its texts."""
@@ -274,14 +279,13 @@ def cluster(model, pairs, config):
     found = KMeans(k, n_init=10, random_state=config.seed).fit(z.float().cpu().numpy())
     centers = torch.from_numpy(found.cluster_centers_).to(z)
     said = model.say(centers)
-    words = [re.findall(r"[a-z]{4,}", p.target.lower()) for p in pairs]
-    total, rows = Counter(w for x in words for w in set(x)), []
+    words, rows = [set(re.findall(r"[a-z]{4,}", p.target.lower())) for p in pairs], []
     for c in range(k):
         members = np.flatnonzero(found.labels_ == c)
-        inside = Counter(w for i in members for w in set(words[i]))
-        typical = sorted(inside, key=lambda w: -inside[w] / len(members) + total[w] / len(pairs))[:6]
-        rows.append({"size": len(members), "centroid": said[c], "typical": typical})
-        print(f"\n{len(members):>4} texts, typical words: {', '.join(typical)}\n     centroid says: {said[c]}")
+        rows.append({"size": len(members), "centroid": said[c], "typical": typical(words, members, 6)})
+        print(
+            f"\n{len(members):>4} texts, typical words: {', '.join(rows[-1]['typical'])}\n     centroid says: {said[c]}"
+        )
     return {"clusters": rows, "silhouette": float(silhouette_score(z.float().cpu().numpy(), found.labels_))}
 
 
@@ -303,20 +307,19 @@ def draw_map(model, pairs, config):
     share = pca.explained_variance_ratio_
     tsne = TSNE(2, random_state=config.seed, perplexity=min(30, (len(pairs) - 1) / 3), init="pca").fit_transform(z)
     words = [set(re.findall(r"[a-z]{4,}", p.target.lower())) for p in pairs]
-    total = Counter(w for x in words for w in x)
     colors = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000")
-    figure, panels = plt.subplots(1, 2, figsize=(12, 5.5), layout="constrained")
+    figure, panels = plt.subplots(1, 2, figsize=(14, 5.5), layout="constrained")
     for axes, points in zip(panels, (pca.transform(z), tsne), strict=True):
         for c in range(k):
             members = np.flatnonzero(labels == c)
-            inside = Counter(w for i in members for w in words[i])
-            name = max(inside, key=lambda w: inside[w] / len(members) - total[w] / len(pairs), default=str(c))
-            axes.scatter(*points[members].T, s=14, color=colors[c], alpha=0.7, label=f"{name} … ({len(members)})")
+            name = f"{', '.join(typical(words, members, 3))} ({len(members)})"
+            axes.scatter(*points[members].T, s=14, color=colors[c], alpha=0.7, label=name)
         axes.grid(alpha=0.3)
     panels[0].set(title="Ideas z_out: principal components", xlabel=f"first ({share[0]:.0%} of the variance)",
                   ylabel=f"second ({share[1]:.0%})")  # fmt: skip
     panels[1].set(title="The same ideas: t-SNE", xlabel="first dimension", ylabel="second dimension")
-    panels[1].legend(fontsize=8, title="cluster: most typical word of its targets", title_fontsize=8)
+    names = dict(fontsize=8, title="cluster: typical words of its targets", title_fontsize=8)
+    panels[1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5), **names)
     path = Path(config.run) / "map.png"
     with atomic(path) as temporary:
         figure.savefig(temporary, dpi=150, format="png")

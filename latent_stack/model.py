@@ -11,9 +11,12 @@ taken off before the compression.
 Shapes: B texts, L input tokens, H encoder width, D idea, P prefix length, E language-model width, T target tokens.
 """
 
+import copy
 import hashlib
 import logging
+import math
 import os
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -149,6 +152,38 @@ class Middle(nn.Module):
         return h
 
 
+class BagOfWords:
+    """A loss that needs no language model: which words has the target, going by the soft tokens alone?
+
+    A soft token names words by its cosine with their embeddings, beside how common they are; the loss is minus the log
+    likelihood of the target's distinct tokens under the mean of the P distributions. Zhao et al. (2017, arXiv
+    1703.10960) brought such a loss in against decoders that learn to do without their latent. V: tokens of all targets.
+    """
+
+    SHARPNESS = 12.0  # of a cosine as a logit
+
+    def __init__(self, targets, lm):
+        """`targets`: lists of ids as in `Encoded.targets`; the first id, BOS, is no word."""
+        embedding = lm.get_input_embeddings().weight.detach()
+        self.size, count = len(embedding), torch.zeros(len(embedding))
+        for ids in targets:
+            count[sorted(set(ids[1:]))] += 1
+        self.ids = count.nonzero()[:, 0].to(embedding.device)  # (V,)
+        self.common = (count[self.ids.cpu()] / len(targets)).log().to(embedding.device)  # (V,)
+        self.directions = F.normalize(embedding[self.ids].float(), dim=-1)  # (V, E)
+
+    def bags(self, tokens):
+        """Target tokens (B, T), -1 where there is none -> (B, V), 1 where a target has the token."""
+        bag = self.common.new_zeros(len(tokens), 1 + self.size).scatter_(1, tokens[:, 1:] + 1, 1.0)
+        return bag[:, 1 + self.ids]
+
+    def __call__(self, prefix, tokens):
+        """Soft tokens (B, P, E), target tokens (B, T) -> the loss, summed over texts and their distinct tokens."""
+        logits = self.SHARPNESS * (F.normalize(prefix.float(), dim=-1) @ self.directions.T) + self.common
+        likelihood = logits.log_softmax(-1).logsumexp(1) - math.log(prefix.size(1))  # (B, V)
+        return -(self.bags(tokens) * likelihood).sum()
+
+
 # ------------------------------------------------------------------------------------------- the stack
 
 
@@ -205,6 +240,7 @@ class LatentStack(Stored, nn.Module, PyTorchModelHubMixin, library_name="nanojep
         if config.lora_decoder:
             lm = with_lora(lm, config.lora_decoder)
         self.backbones = Unregistered(encoder=encoder, lm=lm)
+        self.words = None  # a BagOfWords while it is trained with one
         lora = {f"{name}.{k}".replace(".", "/"): p for name, m in (("encoder", encoder), ("lm", lm))
                 for k, p in m.named_parameters() if p.requires_grad}  # fmt: skip
         self.lora = nn.ParameterDict(lora)
@@ -314,12 +350,27 @@ class LatentStack(Stored, nn.Module, PyTorchModelHubMixin, library_name="nanojep
         return self.lm(inputs_embeds=x, use_cache=False, logits_to_keep=tokens.size(1)).logits
 
     def forward(self, batch):
-        """Batch -> (loss, metrics): cross-entropy of the target given the prefix only, per token."""
-        z_out = self.think(self.idea(*self.encoded(batch)))
+        """Batch -> (loss, metrics): cross-entropy of the target given the prefix only, per token.
+
+        In training the bag-of-words loss, per token, is added with its weight; metrics tell the two apart.
+        """
+        prefix = self.prefix_of(batch)
+        loss = self.token_loss(prefix, batch)
+        metrics = {"loss": loss.detach()}
+        if self.training and self.words is not None:
+            words = self.words(prefix, batch.tokens) / batch.share
+            loss, metrics["words"] = loss + self.config.words * words, words.detach()
+        return loss, metrics
+
+    def prefix_of(self, batch):
+        """Batch -> soft tokens (B, P, E)."""
+        return self.prefix(self.think(self.idea(*self.encoded(batch))))
+
+    def token_loss(self, prefix, batch):
+        """Soft tokens (B, P, E), Batch -> cross-entropy of the targets behind them, summed, over `share`: a scalar."""
         given, wanted = batch.tokens[:, :-1].clamp(min=0), batch.tokens[:, 1:]  # padding is behind, and causal
-        logits = self.logits(self.prefix(z_out), given).float()
-        loss = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=-1, reduction="sum") / batch.share
-        return loss, {"loss": loss.detach()}
+        logits = self.logits(prefix, given).float()
+        return F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=-1, reduction="sum") / batch.share
 
     # ---- use
 
@@ -349,18 +400,26 @@ class LatentStack(Stored, nn.Module, PyTorchModelHubMixin, library_name="nanojep
         return self.middle(z_in)
 
     @torch.no_grad()
-    def say(self, z_out, max_new_tokens=None, batch_size=32):
+    def say(self, z_out, max_new_tokens=None, batch_size=128):
         """z_out (B, D) -> list of B str, greedy and deterministic."""
         return self.continued(self.prefix(z_out), max_new_tokens, batch_size)
 
+    def speaker(self, adapted=True):
+        """The language model as it speaks: its LoRA folded into a copy, half as slow; or, not `adapted`, without it."""
+        if not self.config.lora_decoder:
+            return self.lm
+        lm = copy.deepcopy(self.lm)
+        return lm.merge_and_unload() if adapted else lm.unload()
+
     @torch.no_grad()
-    def continued(self, prefix, max_new_tokens=None, batch_size=32):
+    def continued(self, prefix, max_new_tokens=None, batch_size=128, adapted=True):
         """Soft tokens (B, P, E) -> list of B str: what the language model writes behind them and BOS."""
+        lm = self.speaker(adapted)
         bos = self.lm.get_input_embeddings()(torch.full((len(prefix), 1), self.bos, device=prefix.device))
         x, texts = torch.cat((prefix.to(bos.dtype), bos), 1), []
         for part in x.split(batch_size):
             seen = torch.ones(part.shape[:2], dtype=torch.long, device=part.device)
-            ids = self.lm.generate(inputs_embeds=part, attention_mask=seen, **self.greedy(max_new_tokens))
+            ids = lm.generate(inputs_embeds=part, attention_mask=seen, **self.greedy(max_new_tokens))
             texts += [t.strip() for t in self.decoder_tokenizer.batch_decode(ids, skip_special_tokens=True)]
         return texts
 
@@ -385,6 +444,8 @@ def with_lora(backbone, rank):
     """Backbone with LoRA (Hu et al. 2021, arXiv 2106.09685) on every linear layer but the head."""
     from peft import LoraConfig, get_peft_model
 
+    # peft asks transformers whether gradients are checkpointed, by a name that the latter gives up
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
     return get_peft_model(backbone, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"))
 
 

@@ -13,28 +13,68 @@ from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
 from config import UserError, parse, resolve_device, run_main, write_json
+from data import epoch_order
 from latent_stack.config import PRESETS, StackConfig
 from latent_stack.data import Encoded, Pair, load_pairs, make_batches
-from latent_stack.model import LatentStack
-from train import Processes, clear_run, fit, open_run, plot_loss
+from latent_stack.model import BagOfWords, LatentStack
+from train import (
+    BLUE,
+    DOTS,
+    ORANGE,
+    THIN,
+    Processes,
+    clear_run,
+    draw_curve,
+    fit,
+    learning_rate,
+    make_optimizer,
+    open_run,
+    read_log,
+)
+
+GREEN = "#009E73"
+
+
+def teach_words(model, data, config, device, batch_size=32):
+    """`words_epochs` passes with the bag-of-words loss alone: ideas reach the soft tokens before the language model is
+    asked, at a hundredth of its price. An optimiser of its own, the schedule of the rest."""
+    optimizer = make_optimizer(model, config)
+    orders = [epoch_order(data.length, batch_size, config.seed, epoch) for epoch in range(config.words_epochs)]
+    batches = [index for order in orders for index in order]
+    model.train()
+    for step, index in enumerate(tqdm(batches, desc="words of the targets", unit="step")):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, len(batches), config)
+        batch = data.batch(index).to(device.device)
+        with device.autocast():
+            prefix = model.prefix_of(batch)
+        (model.words(prefix, batch.tokens) / batch.share).backward()
+        torch.nn.utils.clip_grad_norm_((p for p in model.parameters() if p.requires_grad), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
 
 
 @torch.no_grad()
-def validation_loss(model, data, config, device):
-    """Loss per target token of a split, in eval mode -> dict of floats."""
+def validation_loss(model, data, config, device, batch_size=32):
+    """Loss per target token of a split, in eval mode, and the same given another text's idea -> dict of floats.
+
+    Without a difference between the two, the language model has learned the style of the targets and no content.
+    """
     model.eval()
     total, share = defaultdict(float), data.total(range(len(data)))
-    order = sorted(range(len(data)), key=lambda i: len(data.targets[i]))
-    for i in range(0, len(order), config.batch_size):
+    order = np.random.default_rng(0).permutation(len(data))
+    for i in range(0, len(order), batch_size):
+        batch = data.batch(order[i : i + batch_size], share).to(device.device)
         with device.autocast():
-            _, metrics = model(data.batch(order[i : i + config.batch_size], share).to(device.device))
-        for name, value in metrics.items():
-            total[name] += value
+            prefix = model.prefix_of(batch)
+            total["loss"] += model.token_loss(prefix, batch)
+            total["loss_shuffled"] += model.token_loss(prefix.roll(1, 0), batch)
     model.train()
     return {name: float(v) for name, v in total.items()}
 
@@ -78,8 +118,12 @@ def main():
     if min(config.batch_size, len(train)) < processes.world * config.grad_accum:
         raise UserError(f"a batch of {min(config.batch_size, len(train))} is less than a pair for each of the "
                         f"{processes.world * config.grad_accum} micro-batches")  # fmt: skip
+    if config.words:
+        model.words = BagOfWords(train.targets, model.lm)
     if not config.resume:
         model.standardise(train, among=len(pairs["train"]))
+        if config.words and config.words_epochs:
+            teach_words(model, train, config, device)
     steps, batches = make_batches(train, config, processes.rank, processes.world)
     say(f"schedule   {config.epochs} epochs of {steps} steps of {config.batch_size} pairs\n")
     say(describe(train.batch([0]), model) + "\n")
@@ -90,7 +134,13 @@ def main():
     if processes.main:
         from latent_stack.evaluate import summaries  # ROUGE beside its controls
 
-        plot_loss(run, f"Latent stack on {config.dataset}: target given the prefix")
+        logged, val = read_log(run)
+        draw_curve(run / "loss_curve.png",
+                   [("train", logged, "loss", float, dict(color=BLUE, **THIN)),
+                    ("validation", val, "val_loss", float, dict(color=ORANGE, **DOTS)),
+                    ("validation, another text's idea", val, "val_loss_shuffled", float, dict(color=GREEN, **DOTS))],
+                   f"Latent stack on {config.dataset}: target given the prefix",
+                   "loss (per predicted token)")  # fmt: skip
         model.eval()
         tested = pairs["test"][: max(2, config.n_eval) if config.n_eval else None]
         measured, _ = summaries(model, tested, references=("own", "shuffled"))

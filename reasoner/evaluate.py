@@ -4,6 +4,7 @@
     python -m reasoner.evaluate --what cfg --run out/reasoner-cfg --baseline out/cfg-coupled     token and latent noise
     python -m reasoner.evaluate --what containment --run out/reasoner-quick --baseline out/coupled
     python -m reasoner.evaluate --what talker --run out/reasoner-quick        Gaussian latents, another prompt's latents
+    python -m reasoner.evaluate --what trajectory --run out/reasoner-gsm8k    GSM8K: how good is the way to the answer?
     python -m reasoner.evaluate --what fewshot --run out/reasoner-gsm8k --data-dir DIR      n solved examples before it
 
 Writes <what>.json, and for tree and cfg a figure, into the run's folder.
@@ -12,6 +13,7 @@ Shapes: B prompts, R latents a chain, C width, N cases.
 """
 
 import random
+import re
 from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import cycle
@@ -23,7 +25,7 @@ import torch
 import torch.nn.functional as F
 
 from config import UserError, atomic, opt, parse, resolve_device, run_main, write_json
-from data import parse_answer
+from data import compute, parse_answer
 from evaluate_accuracy import wilson
 from reasoner.data import Encoded, Item, derived, load_items, noisy, ordered_batches
 from reasoner.model import Pair, load
@@ -39,7 +41,7 @@ class EvalConfig:
     """What `reasoner.evaluate` reads."""
 
     run: str = opt("out/reasoner", "folder of the trained run, with its phases inside")
-    what: str = opt("tree", "the experiment", ("tree", "cfg", "containment", "talker", "fewshot"))
+    what: str = opt("tree", "the experiment", ("tree", "cfg", "containment", "talker", "trajectory", "fewshot"))
     baseline: tuple = opt((), "folders of further runs, measured alike")
     data_dir: str = opt("", "gsm8k: DIR/train.jsonl and DIR/test.jsonl [what the run was trained on]")
     limit: int = opt(0, "use the first N examples only (0: all)", low=0)
@@ -465,6 +467,71 @@ def talker(models, items, config):
     return result
 
 
+# --------------------------------------------------------------------------------------------- trajectories
+
+
+def equations(text):
+    """'48/2=24, 48+24=72 #### 72' -> [("48/2", 24.0), ("48+24", 72.0)]: what is computed, and what is said of it."""
+    found = re.findall(r"([-+*/().\d]+)=(-?\d*\.?\d+)", re.sub(r"[ $,]", "", text.replace(", ", ";")))
+    return [(left, float(right)) for left, right in found]
+
+
+def near(a, b):
+    return abs(a - b) <= 0.011 + 1e-4 * abs(b)  # solutions round to cents
+
+
+def trajectory(models, items, config):
+    """How good is the way to the answer, and how do errors propagate? For chains of equations or worked solutions.
+
+    exact_match            the last number is the answer
+    steps                  equations a chain, beside the solutions' own
+    arithmetic             share of equations whose left side comes to what is said
+    results_found          share of the solution's results that the chain has, at any place
+    another_problems       the same for the chain of another problem: the control
+    right_from_the_start   share of the solution's steps that are right before the first wrong one
+    after_a_right_step     share of steps with the right result, where the step before has it
+    after_a_wrong_step     the same where it has not: errors propagate if this is less
+    follows                share of chains whose answer is the result of their last equation
+    """
+    result = {}
+    for name, model in models.items():
+        share, ci95, said = chain_accuracy(model, items)
+        wanted, found = ([equations(x) for x in texts] for texts in ([x.chain for x in items], said))
+        count, score = Counter(), {key: [] for key in ("results_found", "another_problems", "right_from_the_start")}
+        for gold, own, stranger, text in zip(wanted, found, found[1:] + found[:1], said, strict=True):
+            if gold:
+                for key, chain in (("results_found", own), ("another_problems", stranger)):
+                    score[key].append(mean(any(near(r, right) for _, r in chain) for _, right in gold))
+                right = [t < len(own) and near(own[t][1], gold[t][1]) for t in range(len(gold))]
+                score["right_from_the_start"].append([*right, False].index(False) / len(gold))
+                for before, now in zip(right, right[1:], strict=False):
+                    count["right" if before else "wrong"] += 1
+                    count["after right" if before else "after wrong"] += now
+            for left, stated in own:
+                value = compute(left, {})
+                count["equations"] += 1
+                count["hold"] += bool(value) and near(float(value), stated)
+            answer = parse_answer(text)
+            if own and answer is not None:
+                count["answers"] += 1
+                count["follow"] += near(float(answer), own[-1][1])
+        row = {"n": len(items), "exact_match": share, "exact_match_ci95": ci95,
+               "steps": count["equations"] / len(items), "steps_wanted": mean(map(len, wanted))}  # fmt: skip
+        row |= {key: interval(values) for key, values in score.items()}
+        for key, hits, n in (("arithmetic", "hold", "equations"), ("follows", "follow", "answers"),
+                             ("after_a_right_step", "after right", "right"),
+                             ("after_a_wrong_step", "after wrong", "wrong")):  # fmt: skip
+            row[key] = {"share": count[hits] / max(1, count[n]), "ci95": wilson(count[hits], count[n]), "n": count[n]}
+        print(f"\n{name}: exact match {share:.2%} ({ci95[0]:.2%} to {ci95[1]:.2%}); {row['steps']:.1f} steps a chain, "
+              f"{row['steps_wanted']:.1f} in the solutions")  # fmt: skip
+        for key in (*score, "arithmetic", "follows", "after_a_right_step", "after_a_wrong_step"):
+            low, high = row[key]["ci95"]
+            print(f"  {key.replace('_', ' '):<22}{row[key].get('mean', row[key].get('share')):7.2%}   "
+                  f"{low:.2%} to {high:.2%}")  # fmt: skip
+        result[name] = row
+    return result
+
+
 # ----------------------------------------------------------------------------------------------- few-shot
 
 
@@ -502,7 +569,7 @@ def main():
     config, _ = parse(EvalConfig, {}, __doc__.split("\n\n")[0])
     device = resolve_device(config.device).device
     models = {run: load(run, device) for run in (config.run, *config.baseline)}
-    wanted = {"tree": "tree", "cfg": "cfg"}.get(config.what)
+    wanted = {"tree": "tree", "cfg": "cfg", "trajectory": "gsm8k"}.get(config.what)
     for run, model in models.items():
         if wanted and model.config.dataset != wanted:
             raise UserError(f"{run} was trained on {model.config.dataset}; --what {config.what} wants {wanted}")
@@ -515,7 +582,8 @@ def main():
             raise UserError(f"{config.run} was trained on {first.dataset} and cannot read questions")
         source = replace(source, dataset="gsm8k", data_dir=config.data_dir)
     items = load_items("test", source)[: config.limit or None]
-    experiment = {"tree": tree, "cfg": noise, "containment": containment, "talker": talker, "fewshot": fewshot}
+    experiment = {"tree": tree, "cfg": noise, "containment": containment, "talker": talker,
+                  "trajectory": trajectory, "fewshot": fewshot}  # fmt: skip
     with torch.no_grad():
         result = experiment[config.what](models, items, config)
     write_json(Path(config.run) / f"{config.what}.json", {"runs": result, "examples": len(items), "seed": config.seed})

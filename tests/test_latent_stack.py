@@ -9,13 +9,15 @@ import torch
 from test_train import script
 
 import model as nano
-from config import UserError
+from config import UserError, parse, resolve_device
 from data import NAMES
 from latent_stack.config import MINILM, PRESETS, SMOLLM2, StackConfig
 from latent_stack.data import Encoded, Pair, load_pairs, paraphrases, read_jsonl
 from latent_stack.evaluate import bleu_and_meteor, bootstrap, lead3, overlap, prompted, rouge_of, strangers, summaries
 from latent_stack.evaluate import main as evaluate_main
-from latent_stack.model import LatentStack, load_run, place
+from latent_stack.model import BagOfWords, LatentStack, load_run, place
+from latent_stack.train import teach_words
+from results import latent_settings
 from train import save_model
 
 PAIRS = paraphrases("train", 48)
@@ -129,6 +131,55 @@ def test_a_batch_of_padded_targets_has_the_loss_of_its_texts(tiny_backbones):
     whole = model(data.batch(range(5)))[0]
     parts = sum(model(data.batch([i], data.total(range(5))))[0] for i in range(5))
     assert torch.allclose(whole, parts, atol=1e-5)
+
+
+def test_the_bag_of_words_loss_is_the_likelihood_of_the_targets_distinct_tokens(tiny_backbones):
+    """Against the definition, written out token by token; BOS and padding are no words."""
+    model = made(tiny_backbones)
+    data = Encoded(PAIRS[:6], model)
+    words, batch = BagOfWords(data.targets, model.lm), data.batch([0, 3])
+    prefix = model.prefix_of(batch).detach()
+    E, total = model.lm.get_input_embeddings().weight, 0.0
+    vocabulary = sorted({i for ids in data.targets for i in ids[1:]})
+    for row, ids in zip(prefix, (data.targets[0], data.targets[3]), strict=True):
+        share = torch.zeros(len(vocabulary))
+        for soft in row:
+            near = torch.nn.functional.cosine_similarity(soft[None], E[vocabulary])
+            common = torch.tensor([sum(i in t[1:] for t in data.targets) / 6 for i in vocabulary]).log()
+            share += (12 * near + common).softmax(0) / len(row)
+        total -= sum(share[vocabulary.index(i)].log().item() for i in set(ids[1:]))
+    assert model.words is None and words(prefix, batch.tokens).item() == pytest.approx(total, rel=1e-4)
+
+
+def test_the_bag_of_words_loss_is_added_in_training_only_and_told_apart(tiny_backbones):
+    model = made(tiny_backbones, words=0.5)
+    data = Encoded(PAIRS[:6], model)
+    plain, _ = model(data.batch(range(6)))
+    model.words = BagOfWords(data.targets, model.lm)
+    assert model(data.batch(range(6)))[0] == plain, "a validation loss with the aid in it"
+    loss, metrics = model.train()(data.batch(range(6)))
+    assert torch.allclose(metrics["loss"], plain, atol=1e-5)
+    assert torch.allclose(loss, plain + 0.5 * metrics["words"], atol=1e-5) and metrics["words"] > 0
+
+
+def test_teaching_words_brings_ideas_into_the_prefix_without_the_language_model(tiny_backbones):
+    model = made(tiny_backbones, words_epochs=60, lr=3e-3, warmup_steps=5, dropout=0.0)
+    data = Encoded(PAIRS[:16], model)
+    model.standardise(data)
+    model.words = BagOfWords(data.targets, model.lm)
+    batch = data.batch(range(16))
+
+    def own_and_other():
+        prefix = model.prefix_of(batch).detach()
+        return [model.words(p, batch.tokens).item() / batch.share for p in (prefix, prefix.roll(1, 0))]
+
+    before = own_and_other()
+    asked = []
+    model.lm.register_forward_hook(lambda *a: asked.append(1))
+    teach_words(model, data, model.config, resolve_device("cpu"))
+    model.eval()
+    own, other = own_and_other()
+    assert own < before[0] - 0.1 and own < other - 0.1 and not asked
 
 
 # ------------------------------------------------------------------------------------------------ frozen
@@ -336,6 +387,33 @@ def test_what_is_said_is_the_greedy_reading_of_the_logits_of_training(tiny_backb
             break
         tokens = torch.cat((tokens, token), 1)
     assert model.say(z, 6) == [model.decoder_tokenizer.decode(tokens[0, 1:].tolist(), skip_special_tokens=True).strip()]
+
+
+def test_lora_folded_in_says_the_same_and_the_language_model_stays(tiny_backbones):
+    model = made(tiny_backbones, lora_decoder=4)
+    for name, p in model.lm.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(p, std=0.5)
+    before = {k: v.clone() for k, v in model.lm.state_dict().items()}
+    z = model.think(model.encode([p.input for p in PAIRS[:8]]))
+    x = model.prefix(z)
+    as_trained, folded, without = (m(inputs_embeds=x).logits for m in (model.lm, model.speaker(), model.speaker(False)))
+    assert torch.allclose(as_trained, folded, atol=1e-4) and not torch.allclose(as_trained, without, atol=1e-2)
+    assert torch.allclose(without, made(tiny_backbones).lm(inputs_embeds=x).logits, atol=1e-5)
+    model.say(z, 4)
+    assert all(torch.equal(v, before[k]) for k, v in model.lm.state_dict().items())
+
+
+def test_settings_are_trained_side_by_side_and_not_twice(tiny_backbones, tmp_path, capsys):
+    for options_of_row in latent_settings.SETTINGS.values():
+        parse(StackConfig, PRESETS, "", ["--preset", "quick", *options_of_row.split()])
+    small = " ".join(str(x) for x in options(tiny_backbones, "")[:-2])
+    words = ["--options", small, "--out", str(tmp_path / "runs"), "--json", str(tmp_path / "s.json")]
+    for _ in range(2):
+        latent_settings.main([*words, "--only", "no middle model"])
+    rows = json.loads((tmp_path / "s.json").read_text())["settings"]
+    assert list(rows) == ["no middle model"] and rows["no middle model"]["val_loss_shuffled"] > 0
+    assert capsys.readouterr().out.count("python -m latent_stack.train") == 1
 
 
 def test_a_long_text_is_cut_to_the_language_models_room_and_told(tiny_backbones, capsys):

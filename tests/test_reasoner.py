@@ -14,15 +14,28 @@ from test_train import script, weights
 import model as nano
 from config import UserError, parse
 from reasoner.config import PRESETS, ReasonerConfig
-from reasoner.data import Encoded, derivations, derived, grammar, load_items, make_tokenizer, noisy, split_of, trees
+from reasoner.data import (
+    Encoded,
+    Item,
+    derivations,
+    derived,
+    grammar,
+    load_items,
+    make_tokenizer,
+    noisy,
+    split_of,
+    trees,
+)
 from reasoner.evaluate import (
     EvalConfig,
     containment,
     draw_chain,
+    equations,
     exposure,
     mixed_latents,
     mixture,
     ratio,
+    trajectory,
     valid,
 )
 from reasoner.evaluate import main as evaluate_main
@@ -523,9 +536,29 @@ def test_noise_on_strings_is_measured_with_every_baseline(tmp_path):
     assert all(set(rows) == {"drop", "replace", "insert", "latent"} for rows in found.values())
 
 
+def test_a_trajectory_is_taken_apart_step_by_step(monkeypatch):
+    """Two problems: in one the second step is wrong and carried on, the other is right; each score by hand."""
+    assert equations("48/2=24, 48+24=72 #### 72") == [("48/2", 24.0), ("48+24", 72.0)]
+    assert equations("He sold 48/2 = $24.\nThen 1,000+24=1,024.5.") == [("48/2", 24.0), ("1000+24", 1024.5)]
+    items = [Item("q", "2+3=5, 5*2=10, 10-1=9 #### 9"), Item("p", "4*6=24, 24/3=8 #### 8")]
+    said = ["2+3=5, 5*2=11, 11-1=10 #### 10", "4*6=24, 24/3=8 #### 8"]
+    monkeypatch.setattr("reasoner.evaluate.chain_accuracy", lambda model, asked: (0.5, [0.1, 0.9], said))
+    row = trajectory({"run": None}, items, EvalConfig())["run"]
+    assert row["steps"] == row["steps_wanted"] == 2.5
+    assert row["results_found"]["mean"] == pytest.approx((2 / 3 + 1) / 2)  # 5 and, by accident, 10
+    assert row["another_problems"]["mean"] == 0
+    assert row["right_from_the_start"]["mean"] == pytest.approx((1 / 3 + 1) / 2)
+    assert row["arithmetic"]["share"] == 4 / 5 and row["follows"]["share"] == 1
+    assert row["after_a_right_step"] | {"ci95": 0} == {"share": 1 / 2, "ci95": 0, "n": 2}
+    assert row["after_a_wrong_step"] | {"ci95": 0} == {"share": 0, "ci95": 0, "n": 1}
+
+
 def test_few_shot_prompts_run_on_real_questions(shared_data, tmp_path):
     options = [*TINY, "--dataset", "gsm8k", "--data-dir", shared_data / "gsm8k", "--reasoning", "equations",
                "--tokenizer", "bpe:512", "--block-size", "192", "--epochs", "1", "--max-steps", "2"]  # fmt: skip
     script("-m", "reasoner.train", *options, "--max-chain", "8", "--run", tmp_path / "r", "--n-embd", "16")
     script("-m", "reasoner.evaluate", "--run", tmp_path / "r", "--what", "fewshot", "--limit", "4")
     assert list(json.loads((tmp_path / "r" / "fewshot.json").read_text())["runs"].popitem()[1]) == ["0", "1", "5", "8"]
+    script("-m", "reasoner.evaluate", "--run", tmp_path / "r", "--what", "trajectory", "--limit", "4")
+    row = json.loads((tmp_path / "r" / "trajectory.json").read_text())["runs"].popitem()[1]
+    assert row["n"] == 4 and row["steps_wanted"] > 1

@@ -1,0 +1,80 @@
+"""The settings of latent_stack/README.md side by side: the roadmap's second phase, and what the quick preset has of it.
+
+    python results/latent_settings.py --data-dir DIR
+    python results/latent_settings.py --data-dir DIR --options "--n-train 300 --n-eval 200" --only "phase 2"
+
+Every row is `python -m latent_stack.train --preset quick` with the row's options and then those of `--options`; seed
+and data are the same. What is finished stays, what was interrupted resumes. Writes results/latent_settings.json and
+prints a Markdown table. The validation loss given the own idea stands beside that given another text's: the difference
+is what the language model reads from ideas.
+"""
+
+import argparse
+import hashlib
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from config import UserError, run_main, write_json  # noqa: E402
+
+SETTINGS = {
+    "as the preset": "",
+    "no middle model": "--middle identity",
+    "frozen language model": "--lora-decoder 0",
+    "no bag of words": "--words 0",
+    "targets not said from themselves": "--no-reconstruct --epochs 2",
+    "attention pooling": "--pooling attention",
+    "first token and MLP": "--pooling cls",
+    "512-d idea": "--latent-dim 512",
+    "4 layers in the middle": "--middle-layers 4",
+    "LoRA on the encoder, too": "--lora-encoder 8 --no-cache",
+    "phase 2": "--pooling attention --latent-dim 512 --middle-layers 4 --lora-encoder 8 --no-cache",
+}
+
+
+def train(name, options, args):
+    """Train one setting, unless it is there -> its summary, a dict."""
+    made_of = hashlib.sha256(f"{args.data_dir} {options} {args.options}".encode()).hexdigest()[:8]
+    folder = args.out / f"{re.sub(r'[^a-z0-9]+', '-', name.lower())}-{made_of}"
+    if not (folder / "summary.json").is_file():
+        words = [*shlex.split(f"--preset quick {options} {args.options}"), "--run", str(folder)]
+        words += ["--data-dir", args.data_dir] if args.data_dir else []
+        words += ["--resume"] if (folder / "state.pt").is_file() else ["--overwrite"]
+        print("python -m latent_stack.train", shlex.join(words), flush=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "latent_stack.train", *words], cwd=ROOT, capture_output=True, text=True
+        )
+        if done.returncode:
+            raise UserError(f"a training failed: {(done.stderr.strip() or 'killed').splitlines()[-1]}")
+    return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--data-dir", default="", help="DIR/samsum, as for latent_stack.train; without: paraphrases")
+    parser.add_argument("--options", default="", help="options for every training, as one word")
+    parser.add_argument("--only", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="these rows only")
+    parser.add_argument("--out", type=Path, default=ROOT / "out/latent-settings", help="folder of the trainings")
+    parser.add_argument("--json", type=Path, default=ROOT / "results/latent_settings.json")
+    args = parser.parse_args(argv)
+    args.data_dir = args.data_dir and str(Path(args.data_dir).resolve())
+    rows = {name: {"options": SETTINGS[name]} | train(name, SETTINGS[name], args) for name in args.only}
+    write_json(args.json, {"options": args.options, "settings": rows})
+
+    print("\n| setting | trained | validation loss, own idea | another's less own | ROUGE-L, own | another's |")
+    print("|---|---|---|---|---|---|")
+    for name, row in rows.items():
+        rouge = [f"{row[k]:.3f} ({row[f'{k}_ci95'][0]:.3f} to {row[f'{k}_ci95'][1]:.3f})" for k in
+                 ("rougeL", "rougeL_shuffled")]  # fmt: skip
+        print(f"| {name} | {row['n_params'] / 1e6:.1f}M | {row['val_loss']:.3f} | "
+              f"{row['val_loss_shuffled'] - row['val_loss']:+.3f} | {rouge[0]} | {rouge[1]} |")  # fmt: skip
+
+
+if __name__ == "__main__":
+    run_main(main)
