@@ -107,7 +107,7 @@ ASK = {
 }
 
 
-def prompted(model, texts, batch_size=8):
+def prompted(model, texts, batch_size=16):
     """The full-text reference: the language model itself, untrained for the task, reads the text and is asked."""
     t, config = model.decoder_tokenizer, model.config
     ask = ASK.get(config.dataset, "Summarize the following in one or two sentences.")
@@ -262,7 +262,7 @@ def neighbours(model, pairs, config):
 
 
 def typical(words, members, n):
-    """Sets of words of N texts, a cluster's texts -> its n most typical words, by p(w | cluster) log of that over p(w)."""
+    """Sets of words of N texts, a cluster's texts -> its n most typical words: p(w | cluster) log (that over p(w))."""
     inside, total = (Counter(w for x in texts for w in x) for texts in ([words[i] for i in members], words))
     gain = {w: k * np.log(k / len(members) / (total[w] / len(words))) for w, k in inside.items()}
     return sorted(gain, key=lambda w: (-gain[w], w))[:n]
