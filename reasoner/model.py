@@ -387,16 +387,12 @@ class Coupled(Worded, nn.Module, PyTorchModelHubMixin, library_name="nanojepa"):
         return r, self.talker(r, position, mask, cache and cache[n:])
 
     def forward(self, batch):
-        """Batch -> (loss, metrics). coconut: one pass a thought, then one over everything; gradients go through all."""
+        """Batch -> (loss, metrics). coconut: gradients go through the thoughts, too."""
         config, x = self.config, self.embed(batch.tokens)
         position = torch.arange(x.size(1), device=x.device).expand(x.shape[:2])
-        row = torch.arange(len(x), device=x.device)
-        if config.model == "coconut":
-            for i in range(config.thoughts):  # the thoughts stand in the last columns of the prompt
-                place = batch.start - config.thoughts + i
-                h = self.states(x, position)[1]
-                x = x.index_put((row, place), F.normalize(h[row, place - 1], dim=-1))
-        r, h = (s.flatten(0, 1) for s in self.states(x, position))
+        thinks = config.model == "coconut" and config.thoughts
+        r, h = [self.thinking(x, batch)] * 2 if thinks else self.states(x, position)
+        r, h = r.flatten(0, 1), h.flatten(0, 1)
         everywhere = config.pretrain_on == "all"
         at, ids = (batch.all_at, batch.all_ids) if everywhere else (batch.chain_at, batch.chain_ids)
         scale = torch.full((len(ids),), 1 / batch.share["all" if everywhere else "chain"], device=h.device)
@@ -407,6 +403,34 @@ class Coupled(Worded, nn.Module, PyTorchModelHubMixin, library_name="nanojepa"):
             jepa = (1 - own).sum() / batch.share["chain"]
             loss, metrics["jepa_loss"] = loss + config.k * jepa, jepa.detach()
         return loss, {"loss": loss.detach(), **metrics}
+
+    def thinking(self, x, batch):
+        """Rows (B, T, C) of prompt, places of thoughts and chain -> states (B, T, C); a thought is the state before it.
+
+        One pass over the prompts, a position a thought, one pass over the chains; keys and values are kept, with their
+        gradients. What stands in the places of thoughts is never read, nor are the states there but the last.
+        """
+        B, T, n = *x.shape[:2], batch.start - self.config.thoughts  # n (B,): tokens of a prompt
+        row, column = torch.arange(B, device=x.device), torch.arange(T, device=x.device)
+        cache, width = [[] for _ in self.trunk.blocks], int(n.max())
+        position, seen = column[:width].expand(B, width), column[:width] < n[:, None]
+        states = F.pad(self.states(x[:, :width], position, cache)[1], (0, 0, 0, T - width))
+        h = states[row, n - 1]
+        for i in range(self.config.thoughts):
+            seen = F.pad(seen, (0, 1), value=True)
+            h = F.normalize(h, dim=-1)[:, None]
+            h = self.states(h, (n + i)[:, None], cache, seen[:, None, None, :])[1][:, 0]
+        states = states.index_put((row, batch.start - 1), h)
+        R = batch.chain.size(1) - 1  # its last token, [EOS], is only predicted
+        if R:
+            place = batch.start[:, None] + column[:R]  # (B, R), beyond the row where a chain is shorter
+            inside = place < T
+            place = place.clamp(max=T - 1)
+            causal = torch.ones(R, R, dtype=torch.bool, device=x.device).tril().expand(B, R, R)
+            mask = torch.cat((seen[:, None].expand(B, R, seen.size(1)), causal), -1)[:, None]
+            h = self.states(x[row[:, None], place], place, cache, mask)[1]
+            states = states.index_put((row[:, None].expand(B, R)[inside], place[inside]), h[inside])
+        return states
 
     def update_target(self):
         """After an optimiser step: move the EMA embedding, if there is one, towards the trained one."""

@@ -412,6 +412,26 @@ def test_baselines_are_as_large_as_reasoner_and_talker_together():
                 assert abs(own / sum(sizes(config)) - 1) < 0.12 if name == "quick" else 0.05, (name, talker, kind)
 
 
+def test_thoughts_with_a_cache_are_those_of_a_whole_pass_each_and_so_are_their_gradients():
+    """The definition, a pass over everything for every thought, beside the cached way; prompts of several lengths."""
+    config = tiny(model="coconut", thoughts=2)
+    model, batch = made(Coupled, model="coconut", thoughts=2).train(), batch_of(config, slots=2)
+    assert batch.start.unique().numel() > 1 and (batch.length - batch.start).unique().numel() > 1
+    x = model.embed(batch.tokens)
+    position = torch.arange(x.size(1)).expand(x.shape[:2])
+    row, whole = torch.arange(len(x)), x
+    for i in range(2):
+        place = batch.start - 2 + i
+        whole = whole.index_put((row, place), F.normalize(model.states(whole, position)[1][row, place - 1], dim=-1))
+    wanted, found = model.states(whole, position)[1], model.thinking(x, batch)
+    for at in (batch.all_at, batch.chain_at):
+        assert torch.allclose(found.flatten(0, 1)[at], wanted.flatten(0, 1)[at], atol=1e-5)
+    weight = torch.randn_like(wanted.flatten(0, 1)[batch.all_at])
+    one, two = (torch.autograd.grad((h.flatten(0, 1)[batch.all_at] * weight).sum(), [*model.trunk.parameters()],
+                                    retain_graph=True) for h in (wanted, found))  # fmt: skip
+    assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in zip(one, two, strict=True))
+
+
 def test_a_thoughts_place_is_no_target():
     config = tiny(model="coconut", thoughts=2)
     batch = batch_of(config, slots=2)
