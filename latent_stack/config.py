@@ -27,7 +27,7 @@ class StackConfig(LoopConfig):
     data_dir: str = opt(
         "", "samsum: DIR/samsum/SPLIT, DIR/dialogsum/*.jsonl; others: DIR/SPLIT.jsonl, input and target"
     )
-    n_train: int = opt(0, "use this many training pairs (0: all; paraphrase: 4,000)", low=0)
+    n_train: int = opt(0, "use this many training pairs (0: all; paraphrase: 1,200)", low=0)
     max_input: int = opt(256, "longest input in tokens; the rest is cut off, and told", low=4)
     max_target: int = opt(64, "longest target in tokens; the rest is cut off, and told", low=2)
     reconstruct: bool = opt(False, "train on (target, target), too, twice the steps: a wanted text's idea must say it")

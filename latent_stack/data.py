@@ -163,7 +163,7 @@ def load_pairs(config):
         if config.data_dir:
             raise UserError(f"--data-dir {config.data_dir}: --dataset paraphrase is generated; samsum and jsonl read "
                             "a folder")  # fmt: skip
-        sizes = {"train": config.n_train or 4000, "val": 200, "test": 500}
+        sizes = {"train": config.n_train or 1200, "val": 200, "test": 500}
         return {split: paraphrases(split, n, config.seed) for split, n in sizes.items()}
     if config.data_dir and config.dataset == "samsum":
         found = saved_samsum(config.data_dir)

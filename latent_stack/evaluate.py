@@ -198,11 +198,12 @@ def run_summaries(model, pairs, config):
 def interpolate(model, pairs, config, steps=5, n=40):
     """Ideas on the way from one text's to another's, said: ROUGE-L to either target and to a third's (control)."""
     rng, ways, scores = random.Random(config.seed), [], {"first": [], "last": [], "third": []}
-    for _ in range(n):
-        one, other, third = rng.sample(pairs, 3)
-        a, b = model.think(model.encode([one.input, other.input]))
-        t = torch.linspace(0, 1, steps, device=a.device)[:, None]
-        said = model.say((1 - t) * a + t * b)
+    drawn = [rng.sample(pairs, 3) for _ in range(n)]
+    z = model.think(model.encode([p.input for one, other, _ in drawn for p in (one, other)])).view(n, 2, -1)
+    t = torch.linspace(0, 1, steps, device=z.device)[:, None]
+    texts = model.say(((1 - t) * z[:, :1] + t * z[:, 1:]).flatten(0, 1))  # (n * steps, D)
+    for i, (one, other, third) in enumerate(drawn):
+        said = texts[i * steps : (i + 1) * steps]
         for name, pair in zip(scores, (one, other, third), strict=True):
             scores[name].append(rouge_of(said, [pair.target] * steps)["rougeL"])
         ways.append({"from": one.target, "to": other.target, "said": said})

@@ -1,9 +1,11 @@
-"""Copy what README quotes out of the runs' folders, and average over seeds.
+"""Copy what the READMEs quote out of the runs' folders, and average over seeds.
 
     python results/collect.py quick out/quick out/quick-seed1 out/quick-seed2
+    python results/collect.py reasoner-quick out/reasoner-quick
+    python results/collect.py latent-quick out/latent-quick
 
 writes results/quick/: the JSON and figures of the first run, and seeds.json with the mean and standard deviation
-(n - 1) of every figure in summary.json over all of them.
+(n - 1) of every figure in summary.json over all of them. Texts of data sets are left out.
 """
 
 import json
@@ -13,7 +15,11 @@ import sys
 from pathlib import Path
 
 KEPT = ("summary.json", "alignment.json", "accuracy.json", "token_loss_curve.png", "jepa_loss_curve.png",
-        "alignment_cosines.png", "alignment_map.png", "alignment_over_training.png")  # fmt: skip
+        "alignment_cosines.png", "alignment_map.png", "alignment_over_training.png",
+        "tree.json", "talker.json", "containment.json", "cfg.json", "noise.png", "trajectory.json", "fewshot.json",
+        "summaries.json", "interpolate.json", "neighbours.json", "cluster.json", "middle.json", "map.png",
+        "loss_curve.png")  # fmt: skip
+TEXTS = ("examples", "ways")  # of latent_stack.evaluate: somebody else's words, not to be passed on
 
 
 def main():
@@ -21,8 +27,13 @@ def main():
     folder = Path(__file__).resolve().parent / name
     folder.mkdir(exist_ok=True)
     for file in KEPT:
-        if (Path(runs[0]) / file).is_file():
-            shutil.copyfile(Path(runs[0]) / file, folder / file)
+        source = Path(runs[0]) / file
+        if source.is_file() and file.endswith(".png"):
+            shutil.copyfile(source, folder / file)
+        elif source.is_file():
+            found = json.loads(source.read_text())
+            found = {k: v for k, v in found.items() if k not in TEXTS or not isinstance(v, list)}
+            (folder / file).write_text(json.dumps(found, indent=2) + "\n")
     if len(runs) > 1:
         found = [json.loads((Path(run) / "summary.json").read_text()) for run in runs]
         numbers = {key: [f[key] for f in found] for key, value in found[0].items() if isinstance(value, int | float)}

@@ -1,13 +1,16 @@
 """The benchmarks: the plain loop computes what the fast path computes, and the commands run."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from test_train import TINY, script
 from tiny import PROBLEMS, encoded, tiny_model
 
+from bench.latent_memory import measure
 from bench.straightforward import plain_answer, plain_loss
+from latent_stack.config import StackConfig
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +39,16 @@ def test_the_fast_loss_and_its_gradients_equal_the_plain_loop(packed):
         torch.testing.assert_close(metrics[name], term.detach(), msg=name)
     for name, p in model.named_parameters():
         torch.testing.assert_close(gradients[name], p.grad, msg=name, rtol=1e-4, atol=1e-6)
+
+
+def test_the_memory_of_a_latent_stack_grows_with_its_texts():
+    """Activations are counted, weights are not: twice the texts, twice the activations."""
+    size = dict(vocab_size=32, hidden_size=24, n_embd=24, intermediate_size=32, num_hidden_layers=1, n_layer=1,
+                num_attention_heads=2, n_head=2, pad_token_id=0, bos_token_id=1, eos_token_id=2)  # fmt: skip
+    config = StackConfig(latent_dim=8, middle_hidden=8, prefix_len=2, max_input=16, max_target=16, device="cpu")
+    one, two = (measure(replace(config, batch_size=B), size) for B in (8, 16))
+    assert one["trained"] == two["trained"] and one["precision"] == "fp32"
+    assert two["activations_gib"] / one["activations_gib"] == pytest.approx(2, rel=0.2)
 
 
 @pytest.mark.parametrize("keep_latent", [False, True])

@@ -1,0 +1,113 @@
+"""Peak memory of training a latent stack of full size: does a preset fit a card of 12 GiB?
+
+    python -m bench.latent_memory          phase1 and phase2, about 4 minutes and 11 GiB on two CPU cores
+
+ModernBERT-base and GPT-2 are built from their configurations with random weights, so nothing is downloaded; every row
+of the batch is as long as the preset allows. Each preset takes two optimiser steps in a process of its own. On a GPU
+the peak is the allocator's, in the card's own precision. On a CPU it is that of the resident memory less what the
+process held before the models were built, in fp32; what the system's allocator does not give back counts, and differs
+between runs. Beside it stands an estimate for half precision: weights, their gradients, the optimiser's state, a half
+copy of all weights, and half of what was kept for the backward pass.
+
+Writes results/latent_memory_<device>.json.
+"""
+
+import resource
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+
+import torch
+
+from bench.train_speed import hardware, save
+from config import opt, parse, resolve_device, run_main
+from latent_stack.config import PRESETS, StackConfig
+from latent_stack.data import Batch
+from latent_stack.model import BagOfWords, LatentStack
+from train import make_optimizer
+
+GIB = 2**30
+
+
+@dataclass
+class BenchConfig(StackConfig):
+    presets: tuple = opt(("phase1", "phase2"), "presets to measure")
+    out: str = opt("", "file to write; by default results/latent_memory_<device>.json")
+
+
+def random_backbones(size=None):
+    """-> ((encoder, tokenizer), (language model, tokenizer)): ModernBERT-base and GPT-2 with random weights.
+
+    `size`: keyword arguments of both configurations, for smaller ones.
+    """
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = Tokenizer(models.WordLevel({"[PAD]": 0, "<bos>": 1, "<eos>": 2, "a": 3}, unk_token="a"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", bos_token="<bos>",
+                                                     eos_token="<eos>", model_max_length=8192)  # fmt: skip
+    encoder = transformers.ModernBertModel(transformers.ModernBertConfig(**(size or {})))
+    lm = transformers.GPT2LMHeadModel(transformers.GPT2Config(**(size or {})))
+    for backbone in (encoder, lm):
+        backbone.requires_grad_(False).eval()
+    return (encoder, tokenizer), (lm, tokenizer)
+
+
+def measure(config, size=None):
+    """StackConfig -> dict: peak in GiB, what was held before, the parameters."""
+    device = resolve_device(config.device, config.precision)
+    cuda = device.device.type == "cuda"
+
+    def peak():
+        return torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    before = peak()
+    torch.manual_seed(config.seed)
+    model = LatentStack(config, random_backbones(size)).to(device.device).train()
+    B, V = config.batch_size, model.lm.get_input_embeddings().weight.size(0)
+    tokens = torch.randint(V, (B, config.max_target + 2))
+    model.words = BagOfWords(tokens.tolist(), model.lm) if config.words else None
+    ids = torch.randint(4, (B, config.max_input))
+    batch = Batch(ids, torch.ones_like(ids, dtype=torch.bool), tokens, tokens[:, 1:].numel()).to(device.device)
+    optimizer = make_optimizer(model, config)
+    weights = {p.untyped_storage().data_ptr() for m in (model, model.encoder, model.lm) for p in m.parameters()}
+    kept = {}
+
+    def keep(x):
+        if x.untyped_storage().data_ptr() not in weights:
+            kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    for _ in range(2):
+        kept.clear()
+        with device.autocast(), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            loss, _ = model(batch)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    trained, activations = model.n_params(), sum(kept.values())
+    half = 16 * trained + 4 * model.n_frozen() + 2 * (trained + model.n_frozen()) + activations / 2
+    found = {} if cuda else {"activations_gib": activations / GIB, "half_precision_estimate_gib": half / GIB}
+    return found | {"peak_gib": (peak() - before) / GIB, "held_before_gib": before / GIB, "batch_size": B,
+            "input_tokens": config.max_input, "target_tokens": config.max_target, "trained": trained,
+            "frozen": model.n_frozen(), "precision": "fp32" if not cuda else str(device.dtype)}  # fmt: skip
+
+
+def main():
+    config, _ = parse(BenchConfig, {}, __doc__.split("\n\n")[0])
+    device, result = resolve_device(config.device, config.precision), {}
+    fields = {k: getattr(config, k) for k in ("device", "precision", "seed")}
+    for name in config.presets:
+        wanted = replace(StackConfig(**PRESETS[name].values), **fields)
+        with get_context("spawn").Pool(1) as pool:  # a peak is one of a whole process
+            row = result[name] = pool.apply(measure, (wanted,))
+        estimate = row.get("half_precision_estimate_gib")
+        print(f"{name}: {row['peak_gib']:.2f} GiB in {row['precision']}"
+              f"{f' (estimate for half precision: {estimate:.2f})' if estimate else ''}, {row['batch_size']} texts of "
+              f"{row['input_tokens']} tokens; {row['trained'] / 1e6:.1f}M parameters trained, "
+              f"{row['frozen'] / 1e6:.0f}M frozen")  # fmt: skip
+    save({"hardware": hardware(device), "torch": torch.__version__, "presets": result}, config, device, "latent_memory")
+
+
+if __name__ == "__main__":
+    run_main(main)
