@@ -1,6 +1,6 @@
 """Peak memory of training a latent stack of full size: does a preset fit a card of 12 GiB?
 
-    python -m bench.latent_memory          phase1 and phase2, about 4 minutes and 11 GiB on two CPU cores
+    python -m bench.latent_memory          phase1 and phase2, about 4 minutes and 11 GiB on a CPU
 
 ModernBERT-base and GPT-2 are built from their configurations with random weights, so nothing is downloaded; every row
 of the batch is as long as the preset allows. Each preset takes two optimiser steps in a process of its own. On a GPU
@@ -12,13 +12,12 @@ copy of all weights, and half of what was kept for the backward pass.
 Writes results/latent_memory_<device>.json.
 """
 
-import resource
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 
 import torch
 
-from bench.train_speed import hardware, save
+from bench.train_speed import hardware, peak_gib, save
 from config import opt, parse, resolve_device, run_main
 from latent_stack.config import PRESETS, StackConfig
 from latent_stack.data import Batch
@@ -29,8 +28,10 @@ GIB = 2**30
 
 
 @dataclass
-class BenchConfig(StackConfig):
-    presets: tuple = opt(("phase1", "phase2"), "presets to measure")
+class BenchConfig:
+    device: str = opt("auto", "auto, cpu, cuda, cuda:N or mps; auto takes the best one present")
+    precision: str = opt("auto", "auto, fp32, bf16 or fp16", ("auto", "fp32", "bf16", "fp16"))
+    seed: int = opt(0, "of weights and texts", low=0)
     out: str = opt("", "file to write; by default results/latent_memory_<device>.json")
 
 
@@ -57,16 +58,12 @@ def measure(config, size=None):
     """StackConfig -> dict: peak in GiB, what was held before, the parameters."""
     device = resolve_device(config.device, config.precision)
     cuda = device.device.type == "cuda"
-
-    def peak():
-        return torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-    before = peak()
+    before = 0.0 if cuda else peak_gib()
     torch.manual_seed(config.seed)
     model = LatentStack(config, random_backbones(size)).to(device.device).train()
     B, V = config.batch_size, model.lm.get_input_embeddings().weight.size(0)
     tokens = torch.randint(V, (B, config.max_target + 2))
-    model.words = BagOfWords(tokens.tolist(), model.lm) if config.words else None
+    model.bag_of_words = BagOfWords(tokens.tolist(), model.lm) if config.words_weight else None
     ids = torch.randint(4, (B, config.max_input))
     batch = Batch(ids, torch.ones_like(ids, dtype=torch.bool), tokens, tokens[:, 1:].numel()).to(device.device)
     optimizer = make_optimizer(model, config)
@@ -88,7 +85,7 @@ def measure(config, size=None):
     trained, activations = model.n_params(), sum(kept.values())
     half = 16 * trained + 4 * model.n_frozen() + 2 * (trained + model.n_frozen()) + activations / 2
     found = {} if cuda else {"activations_gib": activations / GIB, "half_precision_estimate_gib": half / GIB}
-    return found | {"peak_gib": (peak() - before) / GIB, "held_before_gib": before / GIB, "batch_size": B,
+    return found | {"peak_gib": peak_gib() - before, "held_before_gib": before, "batch_size": B,
             "input_tokens": config.max_input, "target_tokens": config.max_target, "trained": trained,
             "frozen": model.n_frozen(), "precision": "fp32" if not cuda else str(device.dtype)}  # fmt: skip
 
@@ -97,7 +94,7 @@ def main():
     config, _ = parse(BenchConfig, {}, __doc__.split("\n\n")[0])
     device, result = resolve_device(config.device, config.precision), {}
     fields = {k: getattr(config, k) for k in ("device", "precision", "seed")}
-    for name in config.presets:
+    for name in ("phase1", "phase2"):
         wanted = replace(StackConfig(**PRESETS[name].values), **fields)
         with get_context("spawn").Pool(1) as pool:  # a peak is one of a whole process
             row = result[name] = pool.apply(measure, (wanted,))

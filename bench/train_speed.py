@@ -123,12 +123,16 @@ def time_plain(config, data, peer):
     return time.perf_counter() - began
 
 
-def _with_memory(function, args):
-    seconds = function(*args)
+def peak_gib():
+    """GiB at most in use by this process so far: what PyTorch allocated on a GPU, else what was resident."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return seconds, torch.cuda.max_memory_allocated() / 2**30
+        return torch.cuda.max_memory_allocated() / 2**30
     unit = 2**30 if sys.platform == "darwin" else 2**20  # ru_maxrss: bytes there, KiB elsewhere
-    return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def _with_memory(function, args):
+    return function(*args), peak_gib()
 
 
 def alone(function, *args):

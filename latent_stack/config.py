@@ -31,8 +31,8 @@ class StackConfig(LoopConfig):
     max_input: int = opt(256, "longest input in tokens; the rest is cut off, and told", low=4)
     max_target: int = opt(64, "longest target in tokens; the rest is cut off, and told", low=2)
     reconstruct: bool = opt(False, "train on (target, target), too, twice the steps: a wanted text's idea must say it")
-    words: float = opt(0.2, "weight of the bag-of-words loss of the soft tokens (0: none)", low=0.0)
-    words_epochs: int = opt(3, "passes with that loss alone, before the language model is asked: seconds each", low=0)
+    words_weight: float = opt(1.0, "of the bag-of-words loss of the soft tokens (0: none)", low=0.0)
+    words_epochs: int = opt(3, "passes with that loss alone, before the language model is asked", low=0)
     cache: bool = opt(True, "keep the frozen encoder's outputs on disk, in out/latent-cache, over epochs and runs")
     # model
     pooling: str = opt("mean", "of the encoder's states: mean, attention, or the first token and an MLP",
@@ -66,11 +66,11 @@ class StackConfig(LoopConfig):
 
 
 QUICK = dict(encoder=MINILM, decoder=SMOLLM2, dataset="auto", epochs=1, reconstruct=True, prefix_len=16, lr=1e-3,
-             lora_decoder=8, words=1.0, max_target=48, max_new_tokens=40)  # fmt: skip
+             lora_decoder=8, max_target=48, max_new_tokens=40)  # fmt: skip
 
 PRESETS = {
     "quick": Preset(
-        "2 CPU cores, about 15 min (estimate): MiniLM, SmolLM2-135M; SAMSum with --data-dir, else paraphrases",
+        "2 CPU cores, 14 min: MiniLM, SmolLM2-135M with LoRA; SAMSum with --data-dir, else paraphrases",
         dict(run="out/latent-quick", **QUICK),
     ),
     "phase1": Preset(

@@ -248,9 +248,9 @@ class Encoded:
         self.targets = [[model.bos, *ids[: config.max_target], *[model.eos] * (len(ids) <= config.max_target)]
                         for ids in targets]  # fmt: skip
         long = sum(len(ids) > config.max_target for ids in targets)
-        for n, what, option in ((cut, "inputs", "max-input"), (long, "targets", "max-target")):
+        for n, what, option, limit in ((cut, "inputs", "max-input", model.max_input),
+                                       (long, "targets", "max-target", config.max_target)):  # fmt: skip
             if n:
-                limit = getattr(config, option.replace("-", "_"))
                 print(f"{where}: {n} of {len(pairs)} {what} cut off at --{option} {limit} tokens")
         self.length = np.array([len(t) for t in self.targets])
         self.states = None

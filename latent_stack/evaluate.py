@@ -124,12 +124,13 @@ def prompted(model, texts, batch_size=16):
         shown = [f"{x}\n\n{ask}\n" for x in texts]
     t.padding_side, t.pad_token_id = "left", model.eos
     order = sorted(range(len(shown)), key=lambda i: len(shown[i]))
-    found, lm = {}, model.speaker(adapted=False)
+    found = {}
     for begin in tqdm(range(0, len(order), batch_size), desc="full text", unit="batch", disable=len(order) < 50):
         index = order[begin : begin + batch_size]
         x = t([shown[i] for i in index], return_tensors="pt", padding=True, add_special_tokens=not t.chat_template)
         x = {k: v.to(model.device) for k, v in x.items() if k in ("input_ids", "attention_mask")}
-        ids = lm.generate(**x, **model.greedy())
+        with model.speaker(adapted=False) as lm:
+            ids = lm.generate(**x, **model.greedy())
         texts_of = t.batch_decode(ids[:, x["input_ids"].size(1) :], skip_special_tokens=True)
         found |= dict(zip(index, (s.strip() for s in texts_of), strict=True))
     return [found[i] for i in range(len(shown))]
@@ -151,7 +152,7 @@ def summaries(model, pairs, references=REFERENCES, seed=0):
     """ROUGE of what is said from the own idea, beside its references -> (dict of scores, list of rows with the texts).
 
     shuffled   what is said from another text's idea: everything the model knows of the data but not of this text
-    zero       what the language model says after a prefix of zeros
+    zero       what the language model, its LoRA off, says after a prefix of zeros
     lead3      the first three utterances        full_text  the language model itself, prompted with the text
     """
     said = {"own": model.say(model.think(model.encode([p.input for p in pairs])))}
@@ -269,25 +270,30 @@ def typical(words, members, n):
     return sorted(gain, key=lambda w: (-gain[w], w))[:n]
 
 
+def clustered(model, pairs, config, most=None):
+    """-> ideas z_out (N, D), an array; k-means of at most `most` clusters, fitted to them; sets of words of targets."""
+    from sklearn.cluster import KMeans
+
+    z = model.think(model.encode([p.input for p in pairs])).float().cpu().numpy()
+    k = min(config.clusters, len(pairs) - 1, most or len(pairs))
+    words = [set(re.findall(r"[a-z]{4,}", p.target.lower())) for p in pairs]
+    return z, KMeans(k, n_init=10, random_state=config.seed).fit(z), words
+
+
 @torch.no_grad()
 def cluster(model, pairs, config):
-    """k-means on ideas; each centroid said, beside the commonest words of its texts."""
-    from sklearn.cluster import KMeans
+    """k-means on ideas; each centroid said, beside the typical words of its texts' targets."""
     from sklearn.metrics import silhouette_score
 
-    z = model.think(model.encode([p.input for p in pairs]))
-    k = min(config.clusters, len(pairs) - 1)
-    found = KMeans(k, n_init=10, random_state=config.seed).fit(z.float().cpu().numpy())
-    centers = torch.from_numpy(found.cluster_centers_).to(z)
-    said = model.say(centers)
-    words, rows = [set(re.findall(r"[a-z]{4,}", p.target.lower())) for p in pairs], []
-    for c in range(k):
+    z, found, words = clustered(model, pairs, config)
+    said, rows = model.say(torch.from_numpy(found.cluster_centers_).to(model.device)), []
+    for c in range(found.n_clusters):
         members = np.flatnonzero(found.labels_ == c)
         rows.append({"size": len(members), "centroid": said[c], "typical": typical(words, members, 6)})
         print(
             f"\n{len(members):>4} texts, typical words: {', '.join(rows[-1]['typical'])}\n     centroid says: {said[c]}"
         )
-    return {"clusters": rows, "silhouette": float(silhouette_score(z.float().cpu().numpy(), found.labels_))}
+    return {"clusters": rows, "silhouette": float(silhouette_score(z, found.labels_))}
 
 
 @torch.no_grad()
@@ -297,22 +303,18 @@ def draw_map(model, pairs, config):
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    from sklearn.cluster import KMeans
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
-    z = model.think(model.encode([p.input for p in pairs])).float().cpu().numpy()
-    k = min(config.clusters, 8, len(pairs) - 1)
-    labels = KMeans(k, n_init=10, random_state=config.seed).fit(z).labels_
+    colors = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000")
+    z, found, words = clustered(model, pairs, config, most=len(colors))
     pca = PCA(2, random_state=config.seed).fit(z)
     share = pca.explained_variance_ratio_
     tsne = TSNE(2, random_state=config.seed, perplexity=min(30, (len(pairs) - 1) / 3), init="pca").fit_transform(z)
-    words = [set(re.findall(r"[a-z]{4,}", p.target.lower())) for p in pairs]
-    colors = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000")
     figure, panels = plt.subplots(1, 2, figsize=(14, 5.5), layout="constrained")
     for axes, points in zip(panels, (pca.transform(z), tsne), strict=True):
-        for c in range(k):
-            members = np.flatnonzero(labels == c)
+        for c in range(found.n_clusters):
+            members = np.flatnonzero(found.labels_ == c)
             name = f"{', '.join(typical(words, members, 3))} ({len(members)})"
             axes.scatter(*points[members].T, s=14, color=colors[c], alpha=0.7, label=name)
         axes.grid(alpha=0.3)

@@ -17,6 +17,7 @@ import logging
 import math
 import os
 import warnings
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -156,32 +157,34 @@ class BagOfWords:
     """A loss that needs no language model: which words has the target, going by the soft tokens alone?
 
     A soft token names words by its cosine with their embeddings, beside how common they are; the loss is minus the log
-    likelihood of the target's distinct tokens under the mean of the P distributions. Zhao et al. (2017, arXiv
-    1703.10960) brought such a loss in against decoders that learn to do without their latent. V: tokens of all targets.
+    likelihood of the target's distinct tokens under the mean of the P distributions, BOS and EOS left out. Zhao et al.
+    (2017, arXiv 1703.10960) brought such a loss in against decoders that learn to do without their latent.
+    V: distinct tokens of all targets.
     """
 
     SHARPNESS = 12.0  # of a cosine as a logit
 
-    def __init__(self, targets, lm):
-        """`targets`: lists of ids as in `Encoded.targets`; the first id, BOS, is no word."""
+    def __init__(self, targets, lm, marks=()):
+        """`targets`: lists of ids as in `Encoded.targets`; `marks`: ids that are no words."""
         embedding = lm.get_input_embeddings().weight.detach()
         self.size, count = len(embedding), torch.zeros(len(embedding))
         for ids in targets:
-            count[sorted(set(ids[1:]))] += 1
+            count[sorted(set(ids) - set(marks))] += 1
         self.ids = count.nonzero()[:, 0].to(embedding.device)  # (V,)
         self.common = (count[self.ids.cpu()] / len(targets)).log().to(embedding.device)  # (V,)
         self.directions = F.normalize(embedding[self.ids].float(), dim=-1)  # (V, E)
 
     def bags(self, tokens):
         """Target tokens (B, T), -1 where there is none -> (B, V), 1 where a target has the token."""
-        bag = self.common.new_zeros(len(tokens), 1 + self.size).scatter_(1, tokens[:, 1:] + 1, 1.0)
+        bag = self.common.new_zeros(len(tokens), 1 + self.size).scatter_(1, tokens + 1, 1.0)
         return bag[:, 1 + self.ids]
 
     def __call__(self, prefix, tokens):
         """Soft tokens (B, P, E), target tokens (B, T) -> the loss, summed over texts and their distinct tokens."""
-        logits = self.SHARPNESS * (F.normalize(prefix.float(), dim=-1) @ self.directions.T) + self.common
-        likelihood = logits.log_softmax(-1).logsumexp(1) - math.log(prefix.size(1))  # (B, V)
-        return -(self.bags(tokens) * likelihood).sum()
+        with torch.autocast(prefix.device.type, enabled=False):
+            logits = self.SHARPNESS * (F.normalize(prefix.float(), dim=-1) @ self.directions.T) + self.common
+            likelihood = logits.log_softmax(-1).logsumexp(1) - math.log(prefix.size(1))  # (B, V)
+            return -(self.bags(tokens) * likelihood).sum()
 
 
 # ------------------------------------------------------------------------------------------- the stack
@@ -240,7 +243,8 @@ class LatentStack(Stored, nn.Module, PyTorchModelHubMixin, library_name="nanojep
         if config.lora_decoder:
             lm = with_lora(lm, config.lora_decoder)
         self.backbones = Unregistered(encoder=encoder, lm=lm)
-        self.words = None  # a BagOfWords while it is trained with one
+        self.bag_of_words = None  # a BagOfWords while it is trained with one
+        self.folded = []  # the language model with its LoRA folded in, once it has spoken
         lora = {f"{name}.{k}".replace(".", "/"): p for name, m in (("encoder", encoder), ("lm", lm))
                 for k, p in m.named_parameters() if p.requires_grad}  # fmt: skip
         self.lora = nn.ParameterDict(lora)
@@ -282,12 +286,14 @@ class LatentStack(Stored, nn.Module, PyTorchModelHubMixin, library_name="nanojep
 
     def _apply(self, fn, recurse=True):
         """`to`, `half` and the like: the backbones move along."""
+        self.folded.clear()
         for backbone in vars(self.backbones).values():
             backbone._apply(fn)
         return super()._apply(fn, recurse)
 
     def train(self, mode=True):
         """The trained pieces; the backbones stay in eval mode."""
+        self.folded.clear()
         for backbone in vars(self.backbones).values():
             backbone.eval()
         return super().train(mode)
@@ -357,9 +363,9 @@ class LatentStack(Stored, nn.Module, PyTorchModelHubMixin, library_name="nanojep
         prefix = self.prefix_of(batch)
         loss = self.token_loss(prefix, batch)
         metrics = {"loss": loss.detach()}
-        if self.training and self.words is not None:
-            words = self.words(prefix, batch.tokens) / batch.share
-            loss, metrics["words"] = loss + self.config.words * words, words.detach()
+        if self.training and self.bag_of_words is not None:
+            words = self.bag_of_words(prefix, batch.tokens) / batch.share
+            loss, metrics["words"] = loss + self.config.words_weight * words, words.detach()
         return loss, metrics
 
     def prefix_of(self, batch):
@@ -404,22 +410,28 @@ class LatentStack(Stored, nn.Module, PyTorchModelHubMixin, library_name="nanojep
         """z_out (B, D) -> list of B str, greedy and deterministic."""
         return self.continued(self.prefix(z_out), max_new_tokens, batch_size)
 
+    @contextmanager
     def speaker(self, adapted=True):
-        """The language model as it speaks: its LoRA folded into a copy, half as slow; or, not `adapted`, without it."""
+        """The language model as it speaks: its LoRA folded into a copy, kept until `train` or a move; or without it."""
         if not self.config.lora_decoder:
-            return self.lm
-        lm = copy.deepcopy(self.lm)
-        return lm.merge_and_unload() if adapted else lm.unload()
+            yield self.lm
+        elif adapted:
+            if not self.folded:
+                self.folded.append(copy.deepcopy(self.lm).merge_and_unload())
+            yield self.folded[0]
+        else:
+            with self.lm.disable_adapter():
+                yield self.lm
 
     @torch.no_grad()
     def continued(self, prefix, max_new_tokens=None, batch_size=128, adapted=True):
         """Soft tokens (B, P, E) -> list of B str: what the language model writes behind them and BOS."""
-        lm = self.speaker(adapted)
         bos = self.lm.get_input_embeddings()(torch.full((len(prefix), 1), self.bos, device=prefix.device))
         x, texts = torch.cat((prefix.to(bos.dtype), bos), 1), []
         for part in x.split(batch_size):
             seen = torch.ones(part.shape[:2], dtype=torch.long, device=part.device)
-            ids = lm.generate(inputs_embeds=part, attention_mask=seen, **self.greedy(max_new_tokens))
+            with self.speaker(adapted) as lm:
+                ids = lm.generate(inputs_embeds=part, attention_mask=seen, **self.greedy(max_new_tokens))
             texts += [t.strip() for t in self.decoder_tokenizer.batch_decode(ids, skip_special_tokens=True)]
         return texts
 

@@ -1,4 +1,4 @@
-"""Train the latent stack: only pooling, compression, middle model and prefix learn, the backbones stay as they are.
+"""Train the latent stack: pooling, compression, middle model and prefix learn, the backbones only by LoRA.
 
     python -m latent_stack.train --preset quick --data-dir DIR        DIR/samsum, small backbones from pip
     python -m latent_stack.train --preset quick                       the embedded paraphrases, no download
@@ -9,6 +9,8 @@ A run is a folder as everywhere: config.json (with the backbones' names and revi
 trained, and the mean and spread of pooled texts), best/, state.pt, log.jsonl, loss_curve.png, summary.json.
 """
 
+import json
+import time
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -41,23 +43,31 @@ from train import (
 GREEN = "#009E73"
 
 
-def teach_words(model, data, config, device, batch_size=32):
-    """`words_epochs` passes with the bag-of-words loss alone: ideas reach the soft tokens before the language model is
-    asked, at a hundredth of its price. An optimiser of its own, the schedule of the rest."""
+def teach_words(model, data, config, device, quiet=False):
+    """`words_epochs` passes with the bag-of-words loss alone, in fp32: ideas reach the soft tokens before the language
+    model is asked. An optimiser of its own, the schedule of the rest; every process does the same. -> dict for the log.
+
+    With the encoder's states at hand a pass over 1,000 pairs takes seconds, else the encoder reads everything anew.
+    """
+    began, losses = time.perf_counter(), []
+    batch_size = max(1, config.batch_size // config.grad_accum) if data.states is None else 32
     optimizer = make_optimizer(model, config)
     orders = [epoch_order(data.length, batch_size, config.seed, epoch) for epoch in range(config.words_epochs)]
     batches = [index for order in orders for index in order]
     model.train()
-    for step, index in enumerate(tqdm(batches, desc="words of the targets", unit="step")):
+    for step, index in enumerate(tqdm(batches, desc="words of the targets", unit="step", disable=quiet)):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, len(batches), config)
         batch = data.batch(index).to(device.device)
-        with device.autocast():
-            prefix = model.prefix_of(batch)
-        (model.words(prefix, batch.tokens) / batch.share).backward()
-        torch.nn.utils.clip_grad_norm_((p for p in model.parameters() if p.requires_grad), 1.0)
+        loss = model.bag_of_words(model.prefix_of(batch), batch.tokens) / batch.share
+        loss.backward()
+        if config.grad_clip:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
         optimizer.step()
         optimizer.zero_grad()
+        losses.append(loss.detach())
+    last = torch.stack(losses[-len(orders[-1]) :]).mean().item()
+    return {"words_loss": last, "words_seconds": round(time.perf_counter() - began, 1)}
 
 
 @torch.no_grad()
@@ -69,12 +79,12 @@ def validation_loss(model, data, config, device, batch_size=32):
     model.eval()
     total, share = defaultdict(float), data.total(range(len(data)))
     order = np.random.default_rng(0).permutation(len(data))
-    for i in range(0, len(order), batch_size):
-        batch = data.batch(order[i : i + batch_size], share).to(device.device)
-        with device.autocast():
-            prefix = model.prefix_of(batch)
-            total["loss"] += model.token_loss(prefix, batch)
-            total["loss_shuffled"] += model.token_loss(prefix.roll(1, 0), batch)
+    batches = [data.batch(order[i : i + batch_size], share) for i in range(0, len(order), batch_size)]
+    with device.autocast():
+        own = torch.cat([model.prefix_of(batch.to(device.device)) for batch in batches])
+        for name, prefixes in (("loss", own), ("loss_shuffled", own.roll(1, 0))):
+            for batch, prefix in zip(batches, prefixes.split(batch_size), strict=True):
+                total[name] += model.token_loss(prefix, batch.to(device.device))
     model.train()
     return {name: float(v) for name, v in total.items()}
 
@@ -88,6 +98,7 @@ def describe(batch, model):
 
 
 def main():
+    began = time.perf_counter()
     config, given = parse(StackConfig, PRESETS, __doc__.split("\n\n")[0])
     config = open_run(config, given, StackConfig)
     if config.dataset == "auto":
@@ -118,17 +129,19 @@ def main():
     if min(config.batch_size, len(train)) < processes.world * config.grad_accum:
         raise UserError(f"a batch of {min(config.batch_size, len(train))} is less than a pair for each of the "
                         f"{processes.world * config.grad_accum} micro-batches")  # fmt: skip
-    if config.words:
-        model.words = BagOfWords(train.targets, model.lm)
+    if processes.main and not config.resume:
+        clear_run(run)
+    if config.words_weight:
+        model.bag_of_words = BagOfWords(train.targets, model.lm, (model.bos, model.eos))
     if not config.resume:
         model.standardise(train, among=len(pairs["train"]))
-        if config.words and config.words_epochs:
-            teach_words(model, train, config, device)
+        if config.words_weight and config.words_epochs:
+            taught = teach_words(model, train, config, device, quiet=not processes.main)
+            if processes.main:
+                (run / "log.jsonl").write_text(json.dumps({"step": 0, **taught}) + "\n", encoding="utf-8")
     steps, batches = make_batches(train, config, processes.rank, processes.world)
     say(f"schedule   {config.epochs} epochs of {steps} steps of {config.batch_size} pairs\n")
     say(describe(train.batch([0]), model) + "\n")
-    if processes.main and not config.resume:
-        clear_run(run)
     summary = fit(model, steps, batches, config, processes=processes, device=device,
                   validate=lambda m: validation_loss(m, val, config, device))  # fmt: skip
     if processes.main:
@@ -144,12 +157,15 @@ def main():
         model.eval()
         tested = pairs["test"][: max(2, config.n_eval) if config.n_eval else None]
         measured, _ = summaries(model, tested, references=("own", "shuffled"))
+        first = json.loads((run / "log.jsonl").read_text(encoding="utf-8").partition("\n")[0])
+        summary |= {k: v for k, v in first.items() if k.startswith("words_")}
         summary = {"n_params": model.n_params(), **summary, "device": device.why, "torch": torch.__version__}
         for kind, suffix in (("own", ""), ("shuffled", "_shuffled")):
             for name in (k for k in measured[kind]):
                 summary[f"{name}{suffix}"] = measured[kind][name]["mean"]
                 summary[f"{name}{suffix}_ci95"] = measured[kind][name]["ci95"]
-        write_json(run / "summary.json", {**summary, "n": measured["n"]})
+        minutes = round((time.perf_counter() - began) / 60, 2)  # of this process, from its first line to here
+        write_json(run / "summary.json", {**summary, "n": measured["n"], "minutes": minutes})
         say(f"\ntest split: {measured['n']:,} texts; ROUGE-L F1 with 95% bootstrap intervals")
         for kind, label in (("own", "said from the own idea"), ("shuffled", "another text's idea (the control)")):
             mean, (low, high) = measured[kind]["rougeL"]["mean"], measured[kind]["rougeL"]["ci95"]

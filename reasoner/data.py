@@ -303,6 +303,7 @@ class Batch:
     all_at, all_ids    (K',)   positions that predict any next token, and that token; a thought's place is no target
     chain              (B, R)  the chain's tokens with [EOS], -1 behind it
     slot_at            (K,)    where in `chain`, flat, the tokens of `chain_ids` stand
+    prompt             int     length of the longest prompt, thoughts left out
     share              floats  chain tokens, all tokens of the whole optimiser step: what summed losses are divided by
     latents            (B, R, C) or None: the Reasoner's, where a Talker is trained
     """
@@ -316,6 +317,7 @@ class Batch:
     all_ids: torch.Tensor
     chain: torch.Tensor
     slot_at: torch.Tensor
+    prompt: int
     share: dict
     latents: torch.Tensor | None = None
 
@@ -381,7 +383,8 @@ class Encoded:
         arrays = dict(tokens=tokens, start=n, length=length, chain_at=chain_at, chain_ids=tokens.ravel()[chain_at + 1],
                       all_at=all_at, all_ids=tokens.ravel()[all_at + 1], chain=chain,
                       slot_at=np.flatnonzero(chain >= 0))  # fmt: skip
-        return Batch(**{k: torch.from_numpy(v) for k, v in arrays.items()}, share=share or self.totals(index))
+        tensors = {k: torch.from_numpy(v) for k, v in arrays.items()}
+        return Batch(**tensors, prompt=int(n.max()) - self.slots, share=share or self.totals(index))
 
 
 def make_batches(data, config, rank=0, world=1, after=lambda batch: batch):

@@ -472,16 +472,16 @@ def talker(models, items, config):
 
 def equations(text):
     """'48/2=24, 48+24=72 #### 72' -> [("48/2", 24.0), ("48+24", 72.0)]: what is computed, and what is said of it."""
-    found = re.findall(r"([-+*/().\d]+)=(-?\d*\.?\d+)", re.sub(r"[ $,]", "", text.replace(", ", ";")))
-    return [(left, float(right)) for left, right in found]
+    found = re.findall(r"([-+*/().\d]+)=(-?\d*\.?\d+)", re.sub(r" |(?<=\d),(?=\d{3}(?!\d))", "", text))
+    return [(left, float(result)) for left, result in found]
 
 
 def near(a, b):
-    return abs(a - b) <= 0.011 + 1e-4 * abs(b)  # solutions round to cents
+    return abs(a - b) < 0.0051  # solutions round to cents
 
 
 def trajectory(models, items, config):
-    """How good is the way to the answer, and how do errors propagate? For chains of equations or worked solutions.
+    """How good is the way to the answer, and do errors come together? For chains of equations.
 
     exact_match            the last number is the answer
     steps                  equations a chain, beside the solutions' own
@@ -489,22 +489,25 @@ def trajectory(models, items, config):
     results_found          share of the solution's results that the chain has, at any place
     another_problems       the same for the chain of another problem: the control
     right_from_the_start   share of the solution's steps that are right before the first wrong one
-    after_a_right_step     share of steps with the right result, where the step before has it
-    after_a_wrong_step     the same where it has not: errors propagate if this is less
+    after_a_right_step     share of steps with the right result, where the step before in the same place has it
+    after_a_wrong_step     the same where it has not; hard problems alone make it less. What an error does to the steps
+                           after it is measured by forcing one: `containment`
     follows                share of chains whose answer is the result of their last equation
     """
-    result = {}
+    result, wanted = {}, [equations(x.chain) for x in items]
+    if len(items) < 2 or not any(wanted):
+        raise UserError("--what trajectory wants two test problems or more, and equations in their solutions")
     for name, model in models.items():
         share, ci95, said = chain_accuracy(model, items)
-        wanted, found = ([equations(x) for x in texts] for texts in ([x.chain for x in items], said))
+        found = [equations(x) for x in said]
         count, score = Counter(), {key: [] for key in ("results_found", "another_problems", "right_from_the_start")}
         for gold, own, stranger, text in zip(wanted, found, found[1:] + found[:1], said, strict=True):
             if gold:
                 for key, chain in (("results_found", own), ("another_problems", stranger)):
-                    score[key].append(mean(any(near(r, right) for _, r in chain) for _, right in gold))
-                right = [t < len(own) and near(own[t][1], gold[t][1]) for t in range(len(gold))]
-                score["right_from_the_start"].append([*right, False].index(False) / len(gold))
-                for before, now in zip(right, right[1:], strict=False):
+                    score[key].append(mean(any(near(r, true) for _, r in chain) for _, true in gold))
+                step = [t < len(own) and near(own[t][1], gold[t][1]) for t in range(len(gold))]
+                score["right_from_the_start"].append([*step, False].index(False) / len(gold))
+                for before, now in zip(step, step[1:], strict=False):
                     count["right" if before else "wrong"] += 1
                     count["after right" if before else "after wrong"] += now
             for left, stated in own:
@@ -573,6 +576,9 @@ def main():
     for run, model in models.items():
         if wanted and model.config.dataset != wanted:
             raise UserError(f"{run} was trained on {model.config.dataset}; --what {config.what} wants {wanted}")
+        if config.what == "trajectory" and model.config.reasoning != "equations":
+            raise UserError(f"{run} was trained with --reasoning {model.config.reasoning}; --what trajectory reads "
+                            "equations")  # fmt: skip
         if config.what in ("containment", "talker") and model.config.dataset == "text":
             raise UserError(f"{run} was trained on text, where there is no right answer")
     first = models[config.run].config

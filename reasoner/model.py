@@ -411,26 +411,25 @@ class Coupled(Worded, nn.Module, PyTorchModelHubMixin, library_name="nanojepa"):
         gradients. What stands in the places of thoughts is never read, nor are the states there but the last.
         """
         B, T, n = *x.shape[:2], batch.start - self.config.thoughts  # n (B,): tokens of a prompt
-        row, column = torch.arange(B, device=x.device), torch.arange(T, device=x.device)
-        cache, width = [[] for _ in self.trunk.blocks], int(n.max())
-        position, seen = column[:width].expand(B, width), column[:width] < n[:, None]
-        states = F.pad(self.states(x[:, :width], position, cache)[1], (0, 0, 0, T - width))
-        h = states[row, n - 1]
+        row, R = torch.arange(B, device=x.device)[:, None], batch.chain.size(1) - 1  # [EOS] is only predicted
+        column, cache = torch.arange(T + R, device=x.device), [[] for _ in self.trunk.blocks]
+        position = column[: batch.prompt].expand(B, batch.prompt)
+        seen = position < n[:, None]
+        states = self.states(x[:, : batch.prompt], position, cache)[1]
+        states = F.pad(states, (0, 0, 0, T + R - batch.prompt))  # room for what a shorter chain's padding gives
+        h = states[row[:, 0], n - 1]
         for i in range(self.config.thoughts):
             seen = F.pad(seen, (0, 1), value=True)
             h = F.normalize(h, dim=-1)[:, None]
             h = self.states(h, (n + i)[:, None], cache, seen[:, None, None, :])[1][:, 0]
-        states = states.index_put((row, batch.start - 1), h)
-        R = batch.chain.size(1) - 1  # its last token, [EOS], is only predicted
+        states = states.index_put((row[:, 0], batch.start - 1), h)
         if R:
-            place = batch.start[:, None] + column[:R]  # (B, R), beyond the row where a chain is shorter
-            inside = place < T
-            place = place.clamp(max=T - 1)
+            place = batch.start[:, None] + column[:R]  # (B, R)
             causal = torch.ones(R, R, dtype=torch.bool, device=x.device).tril().expand(B, R, R)
             mask = torch.cat((seen[:, None].expand(B, R, seen.size(1)), causal), -1)[:, None]
-            h = self.states(x[row[:, None], place], place, cache, mask)[1]
-            states = states.index_put((row[:, None].expand(B, R)[inside], place[inside]), h[inside])
-        return states
+            h = self.states(x[row, place.clamp(max=T - 1)], place, cache, mask)[1]
+            states = states.index_put((row, place), h)
+        return states[:, :T]
 
     def update_target(self):
         """After an optimiser step: move the EMA embedding, if there is one, towards the trained one."""

@@ -18,22 +18,24 @@ KEPT = ("summary.json", "alignment.json", "accuracy.json", "token_loss_curve.png
         "alignment_cosines.png", "alignment_map.png", "alignment_over_training.png",
         "tree.json", "talker.json", "containment.json", "cfg.json", "noise.png", "trajectory.json", "fewshot.json",
         "summaries.json", "interpolate.json", "neighbours.json", "cluster.json", "middle.json", "map.png",
-        "loss_curve.png")  # fmt: skip
-TEXTS = ("examples", "ways")  # of latent_stack.evaluate: somebody else's words, not to be passed on
+        "loss_curve.png", "chain_*.png")  # fmt: skip
+PRIVATE = ("examples", "ways", "data_dir")  # somebody else's words, somebody's folder
 
 
 def main():
-    name, *runs = sys.argv[1:]
+    name, *runs = sys.argv[1:] or [""]
+    missing = [run for run in runs if not (Path(run) / "summary.json").is_file()]
+    if not runs or missing:
+        sys.exit(f"error: wants a name and finished runs; no summary.json in {', '.join(missing) or 'nothing'}")
     folder = Path(__file__).resolve().parent / name
     folder.mkdir(exist_ok=True)
-    for file in KEPT:
-        source = Path(runs[0]) / file
-        if source.is_file() and file.endswith(".png"):
-            shutil.copyfile(source, folder / file)
-        elif source.is_file():
+    for source in (path for pattern in KEPT for path in sorted(Path(runs[0]).glob(pattern))):
+        if source.suffix == ".png":
+            shutil.copyfile(source, folder / source.name)
+        else:
             found = json.loads(source.read_text())
-            found = {k: v for k, v in found.items() if k not in TEXTS or not isinstance(v, list)}
-            (folder / file).write_text(json.dumps(found, indent=2) + "\n")
+            found = {k: v for k, v in found.items() if k not in PRIVATE or isinstance(v, int)}
+            (folder / source.name).write_text(json.dumps(found, indent=2) + "\n")
     if len(runs) > 1:
         found = [json.loads((Path(run) / "summary.json").read_text()) for run in runs]
         numbers = {key: [f[key] for f in found] for key, value in found[0].items() if isinstance(value, int | float)}

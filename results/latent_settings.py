@@ -1,7 +1,7 @@
 """The settings of latent_stack/README.md side by side: the roadmap's second phase, and what the quick preset has of it.
 
     python results/latent_settings.py --data-dir DIR
-    python results/latent_settings.py --data-dir DIR --options "--n-train 300 --n-eval 200" --only "phase 2"
+    python results/latent_settings.py --data-dir DIR --only "phase 2" --json phase2.json
 
 Every row is `python -m latent_stack.train --preset quick` with the row's options and then those of `--options`; seed
 and data are the same. What is finished stays, what was interrupted resumes. Writes results/latent_settings.json and
@@ -22,13 +22,14 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from config import UserError, run_main, write_json  # noqa: E402
+from latent_stack.config import PRESETS  # noqa: E402
 
 SETTINGS = {
     "as the preset": "",
     "no middle model": "--middle identity",
     "frozen language model": "--lora-decoder 0",
-    "no bag of words": "--words 0",
-    "targets not said from themselves": "--no-reconstruct --epochs 2",
+    "no bag of words": "--words-weight 0",
+    "targets not said from themselves": "--no-reconstruct --epochs 2 --words-epochs 6",
     "attention pooling": "--pooling attention",
     "first token and MLP": "--pooling cls",
     "512-d idea": "--latent-dim 512",
@@ -40,7 +41,9 @@ SETTINGS = {
 
 def train(name, options, args):
     """Train one setting, unless it is there -> its summary, a dict."""
-    made_of = hashlib.sha256(f"{args.data_dir} {options} {args.options}".encode()).hexdigest()[:8]
+    made_of = hashlib.sha256(
+        f"{PRESETS['quick'].values} {args.data_dir} {options} {args.options}".encode()
+    ).hexdigest()[:8]
     folder = args.out / f"{re.sub(r'[^a-z0-9]+', '-', name.lower())}-{made_of}"
     if not (folder / "summary.json").is_file():
         words = [*shlex.split(f"--preset quick {options} {args.options}"), "--run", str(folder)]
@@ -61,11 +64,16 @@ def main(argv=None):
     parser.add_argument("--options", default="", help="options for every training, as one word")
     parser.add_argument("--only", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="these rows only")
     parser.add_argument("--out", type=Path, default=ROOT / "out/latent-settings", help="folder of the trainings")
-    parser.add_argument("--json", type=Path, default=ROOT / "results/latent_settings.json")
+    parser.add_argument("--json", type=Path, help="file to write [results/latent_settings.json]")
     args = parser.parse_args(argv)
+    if not args.json:
+        if args.only != list(SETTINGS):
+            raise UserError("--only gives a part of the table; --json FILE says where to write it")
+        args.json = ROOT / "results/latent_settings.json"
     args.data_dir = args.data_dir and str(Path(args.data_dir).resolve())
     rows = {name: {"options": SETTINGS[name]} | train(name, SETTINGS[name], args) for name in args.only}
-    write_json(args.json, {"options": args.options, "settings": rows})
+    about = {"options": args.options, "data": "samsum" if args.data_dir else "paraphrase"}
+    write_json(args.json, about | {"preset": PRESETS["quick"].values, "settings": rows})
 
     print("\n| setting | trained | validation loss, own idea | another's less own | ROUGE-L, own | another's |")
     print("|---|---|---|---|---|---|")

@@ -16,7 +16,7 @@ from latent_stack.data import Encoded, Pair, load_pairs, paraphrases, read_jsonl
 from latent_stack.evaluate import bleu_and_meteor, bootstrap, lead3, overlap, prompted, rouge_of, strangers, summaries
 from latent_stack.evaluate import main as evaluate_main
 from latent_stack.model import BagOfWords, LatentStack, load_run, place
-from latent_stack.train import teach_words
+from latent_stack.train import teach_words, validation_loss
 from results import latent_settings
 from train import save_model
 
@@ -137,25 +137,26 @@ def test_the_bag_of_words_loss_is_the_likelihood_of_the_targets_distinct_tokens(
     """Against the definition, written out token by token; BOS and padding are no words."""
     model = made(tiny_backbones)
     data = Encoded(PAIRS[:6], model)
-    words, batch = BagOfWords(data.targets, model.lm), data.batch([0, 3])
+    marks = (model.bos, model.eos)
+    words, batch = BagOfWords(data.targets, model.lm, marks), data.batch([0, 3])
     prefix = model.prefix_of(batch).detach()
     E, total = model.lm.get_input_embeddings().weight, 0.0
-    vocabulary = sorted({i for ids in data.targets for i in ids[1:]})
+    vocabulary = sorted({i for ids in data.targets for i in ids} - set(marks))
     for row, ids in zip(prefix, (data.targets[0], data.targets[3]), strict=True):
         share = torch.zeros(len(vocabulary))
         for soft in row:
             near = torch.nn.functional.cosine_similarity(soft[None], E[vocabulary])
-            common = torch.tensor([sum(i in t[1:] for t in data.targets) / 6 for i in vocabulary]).log()
+            common = torch.tensor([sum(i in t for t in data.targets) / 6 for i in vocabulary]).log()
             share += (12 * near + common).softmax(0) / len(row)
-        total -= sum(share[vocabulary.index(i)].log().item() for i in set(ids[1:]))
-    assert model.words is None and words(prefix, batch.tokens).item() == pytest.approx(total, rel=1e-4)
+        total -= sum(share[vocabulary.index(i)].log().item() for i in set(ids) - set(marks))
+    assert model.bag_of_words is None and words(prefix, batch.tokens).item() == pytest.approx(total, rel=1e-4)
 
 
 def test_the_bag_of_words_loss_is_added_in_training_only_and_told_apart(tiny_backbones):
-    model = made(tiny_backbones, words=0.5)
+    model = made(tiny_backbones, words_weight=0.5)
     data = Encoded(PAIRS[:6], model)
     plain, _ = model(data.batch(range(6)))
-    model.words = BagOfWords(data.targets, model.lm)
+    model.bag_of_words = BagOfWords(data.targets, model.lm)
     assert model(data.batch(range(6)))[0] == plain, "a validation loss with the aid in it"
     loss, metrics = model.train()(data.batch(range(6)))
     assert torch.allclose(metrics["loss"], plain, atol=1e-5)
@@ -166,12 +167,12 @@ def test_teaching_words_brings_ideas_into_the_prefix_without_the_language_model(
     model = made(tiny_backbones, words_epochs=60, lr=3e-3, warmup_steps=5, dropout=0.0)
     data = Encoded(PAIRS[:16], model)
     model.standardise(data)
-    model.words = BagOfWords(data.targets, model.lm)
+    model.bag_of_words = BagOfWords(data.targets, model.lm)
     batch = data.batch(range(16))
 
     def own_and_other():
         prefix = model.prefix_of(batch).detach()
-        return [model.words(p, batch.tokens).item() / batch.share for p in (prefix, prefix.roll(1, 0))]
+        return [model.bag_of_words(p, batch.tokens).item() / batch.share for p in (prefix, prefix.roll(1, 0))]
 
     before = own_and_other()
     asked = []
@@ -397,11 +398,30 @@ def test_lora_folded_in_says_the_same_and_the_language_model_stays(tiny_backbone
     before = {k: v.clone() for k, v in model.lm.state_dict().items()}
     z = model.think(model.encode([p.input for p in PAIRS[:8]]))
     x = model.prefix(z)
-    as_trained, folded, without = (m(inputs_embeds=x).logits for m in (model.lm, model.speaker(), model.speaker(False)))
+    as_trained = model.lm(inputs_embeds=x).logits
+    with model.speaker() as lm, model.speaker() as again:
+        folded = lm(inputs_embeds=x).logits
+        assert lm is again and lm is not model.lm, "folded again each time"
+    with model.speaker(adapted=False) as lm:
+        without = lm(inputs_embeds=x).logits
     assert torch.allclose(as_trained, folded, atol=1e-4) and not torch.allclose(as_trained, without, atol=1e-2)
     assert torch.allclose(without, made(tiny_backbones).lm(inputs_embeds=x).logits, atol=1e-5)
     model.say(z, 4)
     assert all(torch.equal(v, before[k]) for k, v in model.lm.state_dict().items())
+    assert not model.train().folded, "what was folded in before more training would speak after it"
+
+
+def test_the_validation_loss_stands_beside_that_of_another_texts_idea(tiny_backbones):
+    """One text more than a batch: nobody is compared with the own idea, alone in the last batch or not."""
+    model = made(tiny_backbones)
+    data = Encoded(PAIRS[:9], model)
+    found = validation_loss(model, data, model.config, resolve_device("cpu"), batch_size=4)
+    order, share = np.random.default_rng(0).permutation(9).tolist(), data.total(range(9))
+    batches = [data.batch([i], share) for i in order]
+    own = [model.prefix_of(b).detach() for b in batches]
+    wanted = [sum(model.token_loss(p, b) for p, b in zip(prefixes, batches, strict=True)).item()
+              for prefixes in (own, own[-1:] + own[:-1])]  # fmt: skip
+    assert [found["loss"], found["loss_shuffled"]] == pytest.approx(wanted, rel=1e-4) and wanted[0] != wanted[1]
 
 
 def test_settings_are_trained_side_by_side_and_not_twice(tiny_backbones, tmp_path, capsys):
@@ -468,6 +488,7 @@ def test_one_command_trains_and_measures_the_own_idea_beside_the_shuffled(traine
     for key in ("rougeL", "rougeL_ci95", "rougeL_shuffled", "rougeL_shuffled_ci95"):
         assert key in summary
     assert summary["n"] == 12 and "another text's idea (the control)" in done.stdout
+    assert summary["words_loss"] > 0 and summary["words_seconds"] > 0 and summary["minutes"] > 0
     assert (run / "loss_curve.png").is_file()
 
 

@@ -559,7 +559,7 @@ def test_noise_on_strings_is_measured_with_every_baseline(tmp_path):
 def test_a_trajectory_is_taken_apart_step_by_step(monkeypatch):
     """Two problems: in one the second step is wrong and carried on, the other is right; each score by hand."""
     assert equations("48/2=24, 48+24=72 #### 72") == [("48/2", 24.0), ("48+24", 72.0)]
-    assert equations("He sold 48/2 = $24.\nThen 1,000+24=1,024.5.") == [("48/2", 24.0), ("1000+24", 1024.5)]
+    assert equations("2*3=6,6+1=7, 1,000+24 = 1,024.5 #### 1,024.5") == [("2*3", 6), ("6+1", 7), ("1000+24", 1024.5)]
     items = [Item("q", "2+3=5, 5*2=10, 10-1=9 #### 9"), Item("p", "4*6=24, 24/3=8 #### 8")]
     said = ["2+3=5, 5*2=11, 11-1=10 #### 10", "4*6=24, 24/3=8 #### 8"]
     monkeypatch.setattr("reasoner.evaluate.chain_accuracy", lambda model, asked: (0.5, [0.1, 0.9], said))
@@ -571,6 +571,8 @@ def test_a_trajectory_is_taken_apart_step_by_step(monkeypatch):
     assert row["arithmetic"]["share"] == 4 / 5 and row["follows"]["share"] == 1
     assert row["after_a_right_step"] | {"ci95": 0} == {"share": 1 / 2, "ci95": 0, "n": 2}
     assert row["after_a_wrong_step"] | {"ci95": 0} == {"share": 0, "ci95": 0, "n": 1}
+    with pytest.raises(UserError, match="two test problems or more, and equations"):
+        trajectory({"run": None}, [Item("q", "so 4 #### 4"), Item("q", "so 5 #### 5")], EvalConfig())
 
 
 def test_few_shot_prompts_run_on_real_questions(shared_data, tmp_path):
