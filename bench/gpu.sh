@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Everything that wants a GPU, in one go, under ten minutes on an H200-class card: the limits below add up to 570 s.
+# Everything that wants a GPU, in two goes of under ten minutes each on an H200-class card: the limits add up to 570 s.
 #
-#   DATA=DIR OUT=out/gpu bench/gpu.sh        DIR holds train.jsonl and test.jsonl; without DATA, GSM8K from the Hub
+#   DATA=DIR OUT=out/gpu bench/gpu.sh              DIR holds train.jsonl and test.jsonl; without DATA, GSM8K from the Hub
+#   OUT=out/gpu bench/gpu.sh siblings              JEPA-Reasoner with 42M parameters; memory of the latent stack
 #
 # Leaves runs, JSON and the output of each part under $OUT, in order of worth. Not run yet: no GPU was at hand when it was
 # written.
@@ -17,6 +18,14 @@ part() { # name, seconds it may take, command: a part that fails or overruns mus
 }
 
 nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv | tee "$OUT/gpu.csv"
+if [ "${1:-}" = siblings ]; then
+  # the 42M Reasoner on trees, 3 of the preset's 10 epochs of pretraining, and what its chains hold
+  part memory 60 python -m bench.latent_memory --out "$OUT/latent_memory_cuda.json"
+  part tree42m 450 python -m reasoner.train --preset tree-42m --epochs 3 --run "$OUT/tree-42m" --overwrite
+  part tree 60 python -m reasoner.evaluate --what tree --run "$OUT/tree-42m"
+  tail -n 12 "$OUT"/*.txt
+  exit
+fi
 # the founding configuration: 25 epochs, in batches of 128
 part train 160 python train.py "${data[@]}" --batch-size 128 --lr 1.2e-3 --run "$OUT/nanojepa" --overwrite
 part alignment 30 python eval_alignment.py --run "$OUT/nanojepa"
