@@ -63,6 +63,19 @@ def rouge_of(said, wanted):
     return {name: np.array([x[name].fmeasure for x in found]) for name in ("rouge1", "rouge2", "rougeL")}
 
 
+def recall_of(said, wanted):
+    """Two lists of N str -> {"names", "words"}: the shares of the wanted texts' names, and of their other words of four
+    letters or more, that are said; arrays of as many texts as have any. A name is a word never written small."""
+    words = [[set(re.findall(r"[^\W\d_]{3,}", x)) for x in texts] for texts in (said, wanted)]
+    small = {w for texts in words for x in texts for w in x if w.islower()}
+    kinds = {"names": lambda w: w.istitle() and w.lower() not in small, "words": lambda w: w in small and len(w) > 3}
+    found = {}
+    for kind, of_kind in kinds.items():
+        pairs = [(own, {w for w in true if of_kind(w)}) for own, true in zip(*words, strict=True)]
+        found[kind] = np.array([len(own & true) / len(true) for own, true in pairs if true])
+    return found
+
+
 def bootstrap(scores, seed=0, n=1000):
     """N scores -> mean and the 95% interval of the mean over `n` resamples of the texts."""
     rng = np.random.default_rng(seed)
@@ -168,6 +181,8 @@ def summaries(model, pairs, references=REFERENCES, seed=0):
     result, wanted = {"n": len(pairs)}, [p.target for p in pairs]
     for name in references:
         result[name] = {k: bootstrap(v, seed) for k, v in rouge_of(said[name], wanted).items()}
+        recall = recall_of(said[name], wanted).items()
+        result[name] |= {f"recall_{k}": bootstrap(v, seed) for k, v in recall if len(v)}
         if model.config.dataset in ("paraphrase", "pairs"):
             result[name] |= bleu_and_meteor(said[name], wanted, seed)
     result["distinct"] = len(set(said["own"]))  # 1: the same sentence for everybody
@@ -189,6 +204,10 @@ def run_summaries(model, pairs, config):
         print(f"\n{'':<24}BLEU      METEOR without synonyms")
         for name, label in labels.items():
             print(f"{label:<24}{result[name]['bleu']['mean']:.4f}    {result[name]['meteor_no_synonyms']['mean']:.4f}")
+    for kind in ("recall_names", "recall_words"):
+        if kind in result["own"]:
+            told = ", ".join(f"{label} {result[name][kind]['mean']:.1%}" for name, label in labels.items())
+            print(f"share of the wanted {kind.removeprefix('recall_')} that are said: {told}")
     print(f"from {result['n']} own ideas {result['distinct']} different texts are said")
     for row in rows[:3]:
         print(f"\n  wanted    {row['target']}\n  own       {row['own']}\n  shuffled  {row['shuffled']}")

@@ -13,7 +13,17 @@ from config import UserError, parse, resolve_device
 from data import NAMES
 from latent_stack.config import MINILM, PRESETS, SMOLLM2, StackConfig
 from latent_stack.data import Encoded, Pair, load_pairs, paraphrases, read_jsonl
-from latent_stack.evaluate import bleu_and_meteor, bootstrap, lead3, overlap, prompted, rouge_of, strangers, summaries
+from latent_stack.evaluate import (
+    bleu_and_meteor,
+    bootstrap,
+    lead3,
+    overlap,
+    prompted,
+    recall_of,
+    rouge_of,
+    strangers,
+    summaries,
+)
 from latent_stack.evaluate import main as evaluate_main
 from latent_stack.model import BagOfWords, LatentStack, load_run, place
 from latent_stack.train import teach_words, validation_loss
@@ -354,6 +364,14 @@ def test_rouge_bleu_and_meteor_are_one_for_the_same_text_and_lower_for_another()
     score = bleu_and_meteor(texts, texts)
     assert score["bleu"]["mean"] > 0.999 and score["meteor_no_synonyms"]["mean"] > 0.98
     assert bleu_and_meteor(texts, texts[1:] + texts[:1])["meteor_no_synonyms"]["mean"] < 0.4
+
+
+def test_names_and_other_words_are_counted_apart():
+    said = ["Ana will buy coins. Ana goes.", "And then Ben sleeps."]
+    wanted = ["Ana and Eva will sell coins.", "Then they sleep, buys Tom."]
+    found = recall_of(said, wanted)
+    assert found["names"].tolist() == [1 / 2, 0] and found["words"].tolist() == [2 / 3, 0]
+    assert not len(recall_of(["x"], ["1 2 3"])["names"])
 
 
 def test_a_bootstrap_interval_holds_the_mean_and_shrinks_with_the_texts():
