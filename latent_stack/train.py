@@ -79,12 +79,14 @@ def validation_loss(model, data, config, device, batch_size=32):
     model.eval()
     total, share = defaultdict(float), data.total(range(len(data)))
     order = np.random.default_rng(0).permutation(len(data))
-    batches = [data.batch(order[i : i + batch_size], share) for i in range(0, len(order), batch_size)]
     with device.autocast():
-        own = torch.cat([model.prefix_of(batch.to(device.device)) for batch in batches])
-        for name, prefixes in (("loss", own), ("loss_shuffled", own.roll(1, 0))):
-            for batch, prefix in zip(batches, prefixes.split(batch_size), strict=True):
-                total[name] += model.token_loss(prefix, batch.to(device.device))
+        before = model.prefix_of(data.batch(order[-1:], share).to(device.device))  # of the text before
+        for i in range(0, len(order), batch_size):
+            batch = data.batch(order[i : i + batch_size], share).to(device.device)
+            own = model.prefix_of(batch)
+            total["loss"] += model.token_loss(own, batch)
+            total["loss_shuffled"] += model.token_loss(torch.cat((before, own[:-1])), batch)
+            before = own[-1:]
     model.train()
     return {name: float(v) for name, v in total.items()}
 
