@@ -458,6 +458,7 @@ def with_lora(backbone, rank):
 
     # peft asks transformers whether gradients are checkpointed, by a name that the latter gives up
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+    warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")  # of GPT-2's layers; peft sets it right
     return get_peft_model(backbone, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"))
 
 
