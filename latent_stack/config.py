@@ -70,7 +70,7 @@ QUICK = dict(encoder=MINILM, decoder=SMOLLM2, dataset="auto", epochs=1, reconstr
 
 PRESETS = {
     "quick": Preset(
-        "2 CPU cores, 14 min: MiniLM, SmolLM2-135M with LoRA; SAMSum with --data-dir, else paraphrases",
+        "2 CPU cores, 13 min: MiniLM, SmolLM2-135M with LoRA; SAMSum with --data-dir, else paraphrases",
         dict(run="out/latent-quick", **QUICK),
     ),
     "phase1": Preset(
