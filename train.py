@@ -106,7 +106,7 @@ def draw_curve(path, lines, title, ylabel, scale="linear"):
     plt.close(figure)
 
 
-BLUE, ORANGE = "#0072B2", "#D55E00"  # Okabe-Ito, distinct for colour-blind readers
+BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"  # Okabe-Ito, distinct for colour-blind readers
 THIN, DOTS = dict(alpha=0.6, linewidth=1), dict(marker="o", markersize=3)
 
 
@@ -130,13 +130,14 @@ def plot_curves(run):
                "1 − cosine of the predicted latent")  # fmt: skip
 
 
-def plot_loss(run, title):
-    """log.jsonl -> loss_curve.png, for the systems whose loss is a single term."""
+def plot_loss(run, title, scale="log", controls=()):
+    """log.jsonl -> loss_curve.png, for systems whose loss is a single term; `controls`: (label, key) of further lines."""
     train, val = read_log(run)
     draw_curve(Path(run) / "loss_curve.png",
                [("train", train, "loss", float, dict(color=BLUE, **THIN)),
-                ("validation", val, "val_loss", float, dict(color=ORANGE, **DOTS))],
-               title, "loss (per predicted token)", "log")  # fmt: skip
+                ("validation", val, "val_loss", float, dict(color=ORANGE, **DOTS)),
+                *((label, val, key, float, dict(color=GREEN, **DOTS)) for label, key in controls)],
+               title, "loss (per predicted token)", scale)  # fmt: skip
 
 
 def describe(batch, tokenizer, mask):

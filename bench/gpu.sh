@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that wants a GPU, in two goes of under ten minutes each on an H200-class card: the limits add up to 570 s.
+# Everything that wants a GPU, in two goes of under ten minutes each on an H200-class card: the limits of each add up to 570 s.
 #
 #   DATA=DIR OUT=out/gpu bench/gpu.sh              DIR holds train.jsonl and test.jsonl; without DATA, GSM8K from the Hub
 #   OUT=out/gpu bench/gpu.sh siblings              JEPA-Reasoner with 42M parameters; memory of the latent stack

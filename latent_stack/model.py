@@ -2,7 +2,7 @@
 
     text ─► encoder (frozen) ─► (B, L, H) ─► pooling ─► compression ─► z_in (B, D)
                                                                          │  middle model
-    text ◄─ language model (frozen) ◄─ [prefix (B, P, E), BOS] ◄─ expansion ◄─ z_out (B, D)
+    text ◄─ language model ◄────────── [prefix (B, P, E), BOS] ◄─ expansion ◄─ z_out (B, D)
 
 The prefix is the only way from the input to the output. What is trained is pooling, compression, middle model and
 expansion, and LoRA if asked for. A checkpoint holds that, and the mean and spread of pooled training texts, which are
@@ -162,7 +162,7 @@ class BagOfWords:
     V: distinct tokens of all targets.
     """
 
-    SHARPNESS = 12.0  # of a cosine as a logit
+    SHARPNESS = 12.0  # of a cosine as a logit: 1 against 0 is a factor of e^12, more than the vocabulary has words
 
     def __init__(self, targets, lm, marks=()):
         """`targets`: lists of ids as in `Encoded.targets`; `marks`: ids that are no words."""

@@ -25,22 +25,7 @@ from data import epoch_order
 from latent_stack.config import PRESETS, StackConfig
 from latent_stack.data import Encoded, Pair, load_pairs, make_batches
 from latent_stack.model import BagOfWords, LatentStack
-from train import (
-    BLUE,
-    DOTS,
-    ORANGE,
-    THIN,
-    Processes,
-    clear_run,
-    draw_curve,
-    fit,
-    learning_rate,
-    make_optimizer,
-    open_run,
-    read_log,
-)
-
-GREEN = "#009E73"
+from train import Processes, clear_run, fit, learning_rate, make_optimizer, open_run, plot_loss
 
 
 def teach_words(model, data, config, device, quiet=False):
@@ -149,13 +134,8 @@ def main():
     if processes.main:
         from latent_stack.evaluate import summaries  # ROUGE beside its controls
 
-        logged, val = read_log(run)
-        draw_curve(run / "loss_curve.png",
-                   [("train", logged, "loss", float, dict(color=BLUE, **THIN)),
-                    ("validation", val, "val_loss", float, dict(color=ORANGE, **DOTS)),
-                    ("validation, another text's idea", val, "val_loss_shuffled", float, dict(color=GREEN, **DOTS))],
-                   f"Latent stack on {config.dataset}: target given the prefix",
-                   "loss (per predicted token)")  # fmt: skip
+        plot_loss(run, f"Latent stack on {config.dataset}: target given the prefix", "linear",
+                  [("validation, another text's idea", "val_loss_shuffled")])  # fmt: skip
         model.eval()
         tested = pairs["test"][: max(2, config.n_eval) if config.n_eval else None]
         measured, _ = summaries(model, tested, references=("own", "shuffled"))

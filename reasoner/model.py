@@ -416,17 +416,18 @@ class Coupled(Worded, nn.Module, PyTorchModelHubMixin, library_name="nanojepa"):
         position = column[: batch.prompt].expand(B, batch.prompt)
         seen = position < n[:, None]
         states = self.states(x[:, : batch.prompt], position, cache)[1]
-        states = F.pad(states, (0, 0, 0, T + R - batch.prompt))  # room for what a shorter chain's padding gives
-        h = states[row[:, 0], n - 1]
+        # (B, T + R, C): the places behind T are for what stands behind shorter chains, and are cut off in the end
+        states = F.pad(states, (0, 0, 0, T + R - batch.prompt))
+        h = states[row[:, 0], n - 1]  # (B, C)
         for i in range(self.config.thoughts):
             seen = F.pad(seen, (0, 1), value=True)
-            h = F.normalize(h, dim=-1)[:, None]
+            h = F.normalize(h, dim=-1)[:, None]  # (B, 1, C)
             h = self.states(h, (n + i)[:, None], cache, seen[:, None, None, :])[1][:, 0]
         states = states.index_put((row[:, 0], batch.start - 1), h)
         if R:
             place = batch.start[:, None] + column[:R]  # (B, R)
             causal = torch.ones(R, R, dtype=torch.bool, device=x.device).tril().expand(B, R, R)
-            mask = torch.cat((seen[:, None].expand(B, R, seen.size(1)), causal), -1)[:, None]
+            mask = torch.cat((seen[:, None].expand(B, R, seen.size(1)), causal), -1)[:, None]  # (B, 1, R, T'' + R)
             h = self.states(x[row, place.clamp(max=T - 1)], place, cache, mask)[1]
             states = states.index_put((row, place), h)
         return states[:, :T]

@@ -2,6 +2,7 @@
 
     python results/collect.py quick out/quick out/quick-seed1 out/quick-seed2
     python results/collect.py reasoner-quick out/reasoner-quick
+    python results/collect.py reasoner-cfg out/reasoner-cfg
     python results/collect.py latent-quick out/latent-quick
 
 writes results/quick/: the JSON and figures of the first run, and seeds.json with the mean and standard deviation
@@ -34,6 +35,7 @@ def main():
             shutil.copyfile(source, folder / source.name)
         else:
             found = json.loads(source.read_text())
+            # "examples" may also be their number
             found = {k: v for k, v in found.items() if k not in PRIVATE or isinstance(v, int)}
             (folder / source.name).write_text(json.dumps(found, indent=2) + "\n")
     if len(runs) > 1:

@@ -10,11 +10,8 @@ is what the language model reads from ideas.
 """
 
 import argparse
-import hashlib
 import json
-import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -23,6 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 from config import UserError, run_main, write_json  # noqa: E402
 from latent_stack.config import PRESETS  # noqa: E402
+from results.runs import folder_of, slug, train_once  # noqa: E402
 
 SETTINGS = {
     "as the preset": "",
@@ -41,20 +39,11 @@ SETTINGS = {
 
 def train(name, options, args):
     """Train one setting, unless it is there -> its summary, a dict."""
-    made_of = hashlib.sha256(
-        f"{PRESETS['quick'].values} {args.data_dir} {options} {args.options}".encode()
-    ).hexdigest()[:8]
-    folder = args.out / f"{re.sub(r'[^a-z0-9]+', '-', name.lower())}-{made_of}"
-    if not (folder / "summary.json").is_file():
-        words = [*shlex.split(f"--preset quick {options} {args.options}"), "--run", str(folder)]
-        words += ["--data-dir", args.data_dir] if args.data_dir else []
-        words += ["--resume"] if (folder / "state.pt").is_file() else ["--overwrite"]
-        print("python -m latent_stack.train", shlex.join(words), flush=True)
-        done = subprocess.run(
-            [sys.executable, "-m", "latent_stack.train", *words], cwd=ROOT, capture_output=True, text=True
-        )
-        if done.returncode:
-            raise UserError(f"a training failed: {(done.stderr.strip() or 'killed').splitlines()[-1]}")
+    folder = folder_of(args.out, slug(name), PRESETS["quick"].values, args.data_dir, options, args.options)
+    words = [*shlex.split(f"--preset quick {options} {args.options}"), "--run", str(folder)]
+    words += ["--data-dir", args.data_dir] if args.data_dir else []
+    words += ["--resume"] if (folder / "state.pt").is_file() else ["--overwrite"]
+    train_once(folder / "summary.json", "latent_stack.train", words)
     return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
 
 

@@ -9,12 +9,9 @@ gradients are clipped. Writes results/reasoner_ablations.json and prints a Markd
 """
 
 import argparse
-import hashlib
 import json
 import os
-import re
 import shlex
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,13 +22,14 @@ import torch.nn.functional as F
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from config import UserError, run_main, write_json  # noqa: E402
+from config import run_main, write_json  # noqa: E402
 from eval_alignment import effective_rank  # noqa: E402
 from evaluate_accuracy import wilson  # noqa: E402
 from reasoner.data import load_items  # noqa: E402
 from reasoner.evaluate import chains, exposure, mixed_latents  # noqa: E402
 from reasoner.model import Pair, Reasoner, Talker, load_phase  # noqa: E402
 from reasoner.train import chain_accuracy, sha_of  # noqa: E402
+from results.runs import folder_of, slug, train_once  # noqa: E402
 
 SST = {
     "as the preset": "",
@@ -53,17 +51,11 @@ TALKER = {
 def train(phase, name, options, args):
     """Train one variant of a phase from the run's earlier phase, unless it is there -> its folder."""
     earlier = args.run / ("pretrain" if phase == "sst" else "sst")
-    made_of = hashlib.sha256(f"{args.options} {options} {sha_of(earlier)}".encode()).hexdigest()[:8]
-    folder = args.out / f"{phase}-{'-'.join(re.findall(r'[a-zA-Z0-9.]+', name))}-{made_of}"
-    if not (folder / phase / "summary.json").is_file():
-        words = ["-m", "reasoner.train", "--preset", "quick", "--phase", phase, "--run", str(folder), "--overwrite",
-                 "--init", str(earlier), *shlex.split(f"{args.options} {options}")]  # fmt: skip
-        print("python", shlex.join(words), flush=True)
-        threads = str(max(1, os.cpu_count() // args.jobs))
-        done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True,
-                              env=os.environ | {"OMP_NUM_THREADS": threads})  # fmt: skip
-        if done.returncode:
-            raise UserError(f"a training failed: {(done.stderr.strip() or 'killed').splitlines()[-1]}")
+    folder = folder_of(args.out, f"{phase}-{slug(name)}", args.options, options, sha_of(earlier))
+    words = ["--preset", "quick", "--phase", phase, "--run", str(folder), "--overwrite", "--init", str(earlier),
+             *shlex.split(f"{args.options} {options}")]  # fmt: skip
+    threads = max(1, os.cpu_count() // args.jobs)
+    train_once(folder / phase / "summary.json", "reasoner.train", words, threads)
     return folder / phase
 
 

@@ -1,0 +1,35 @@
+"""Trainings of the siblings' tables, each in a process of its own: what is finished stays."""
+
+import hashlib
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from config import UserError  # noqa: E402
+
+
+def folder_of(out, name, *made_of):
+    """Folder of a variant: its name, and a hash of all that it is made of, so that another preset is another run."""
+    return out / f"{name}-{hashlib.sha256(' '.join(map(str, made_of)).encode()).hexdigest()[:8]}"
+
+
+def slug(name):
+    return "-".join(re.findall(r"[a-zA-Z0-9.]+", name))
+
+
+def train_once(summary, module, words, threads=None):
+    """`python -m MODULE WORDS`, printed as it starts, unless its `summary` file is there."""
+    if summary.is_file():
+        return
+    print("python -m", module, shlex.join(words), flush=True)
+    env = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+    command = [sys.executable, "-m", module, *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env)
+    if done.returncode:
+        raise UserError(f"a training failed: {(done.stderr.strip() or 'killed').splitlines()[-1]}")
