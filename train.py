@@ -131,7 +131,7 @@ def plot_curves(run):
 
 
 def plot_loss(run, title, scale="log", controls=()):
-    """log.jsonl -> loss_curve.png, for systems whose loss is a single term; `controls`: (label, key) of further lines."""
+    """log.jsonl -> loss_curve.png, for systems with a single loss; `controls`: (label, key) of more lines."""
     train, val = read_log(run)
     draw_curve(Path(run) / "loss_curve.png",
                [("train", train, "loss", float, dict(color=BLUE, **THIN)),
