@@ -254,14 +254,19 @@ class CrossBlock(nn.Module):
         for layer, scale in ((self.q, 1), (self.kv, 1), (self.proj, (2 * config.talker_layer) ** -0.5)):
             nn.init.normal_(layer.weight, std=C**-0.5 * scale)
 
+    def read(self, encoded):
+        """Encoded latents (B, R, C) -> keys and values of the cross-attention (B, H, R, D): once for a whole chain."""
+        B, R, _ = encoded.shape
+        k, v = self.kv(encoded).view(B, R, 2, self.n_head, -1).permute(2, 0, 3, 1, 4)
+        return F.rms_norm(k, k.shape[-1:]), v
+
     def forward(self, x, turn, mask, memory, memory_mask, cache=None):
-        """x (B, T, C), encoded latents `memory` (B, R, C) with mask (B, 1, 1, R) -> (B, T, C)."""
+        """x (B, T, C), `memory`: what `read` gave, with mask (B, 1, 1, R) -> (B, T, C)."""
         B, T, C = x.shape
         x = x + self.block.dropout(self.block.attn(self.block.norm1(x), turn, mask, cache))
         q = self.q(self.norm(x)).view(B, T, self.n_head, -1).transpose(1, 2)  # (B, H, T, D)
-        k, v = self.kv(memory).view(B, memory.size(1), 2, self.n_head, -1).permute(2, 0, 3, 1, 4)
-        q, k = F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=memory_mask, scale=self.block.attn.scale)
+        q, scale = F.rms_norm(q, q.shape[-1:]), self.block.attn.scale
+        y = F.scaled_dot_product_attention(q, *memory, attn_mask=memory_mask, scale=scale)
         x = x + self.block.dropout(self.proj(y.transpose(1, 2).reshape(B, T, C)))
         gate, value = self.block.up(self.block.norm2(x)).chunk(2, -1)
         return x + self.block.dropout(self.block.down(F.silu(gate) * value))
@@ -301,12 +306,15 @@ class Talker(Worded, nn.Module, PyTorchModelHubMixin, library_name="nanojepa", t
         return self.encoder(latents, position, mask), (seen | ~seen.any(1, keepdim=True))[:, None, None, :]
 
     def decode(self, x, memory, memory_mask, cache=None, begin=0):
-        """The decoder of dual: embedded tokens x (B, T, C) from position `begin` on -> states (B, T, C)."""
+        """The decoder of dual: embedded tokens x (B, T, C) from position `begin` on -> states (B, T, C).
+
+        `memory`: each block's `read` of the encoded chain.
+        """
         position = torch.arange(begin, begin + x.size(1), device=x.device).expand(x.shape[:2])
         turn = rotary(position, self.config.n_embd // self.config.n_head)
         mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=x.device) if cache is not None else None
-        for block, seen in zip(self.blocks, cache or [None] * len(self.blocks), strict=True):
-            x = block(x, turn, mask, memory, memory_mask, seen)
+        for block, read, seen in zip(self.blocks, memory, cache or [None] * len(self.blocks), strict=True):
+            x = block(x, turn, mask, read, memory_mask, seen)
         return self.norm_out(x)
 
     def forward(self, batch):
@@ -315,7 +323,7 @@ class Talker(Worded, nn.Module, PyTorchModelHubMixin, library_name="nanojepa", t
         R = batch.chain.size(1)
         if self.config.talker == "dual":
             before = F.pad(batch.chain.clamp(min=0)[:, :-1], (1, 0), value=self.tokenizer.ans)
-            y = self.decode(self.embed(before), y, mask)
+            y = self.decode(self.embed(before), [block.read(y) for block in self.blocks], mask)
         h, ids = y[:, :R].flatten(0, 1)[batch.slot_at], batch.chain_ids
         scale = torch.full((len(ids),), 1 / batch.share["chain"], device=h.device)
         loss, nll = token_loss(h, self.head.weight, ids, scale)
@@ -331,11 +339,11 @@ class Talker(Worded, nn.Module, PyTorchModelHubMixin, library_name="nanojepa", t
             ids = self.head(y).argmax(-1)
             ids = ids.masked_fill(latents.abs().sum(-1) == 0, eos)  # behind a chain's end nothing is said
         else:
-            cache = [[] for _ in self.blocks]
+            memory, cache = [block.read(y) for block in self.blocks], [[] for _ in self.blocks]
             token = torch.full((len(y), 1), self.tokenizer.ans, device=y.device)
             ids, done = [], torch.zeros(len(y), dtype=torch.bool, device=y.device)
             for step in range(max_tokens or latents.size(1)):
-                token = self.head(self.decode(self.embed(token), y, mask, cache, step)).argmax(-1)  # (B, 1)
+                token = self.head(self.decode(self.embed(token), memory, mask, cache, step)).argmax(-1)  # (B, 1)
                 done |= token[:, 0] == eos
                 ids.append(token[:, 0].masked_fill(done, eos))
                 if done.all():

@@ -324,7 +324,8 @@ def test_a_dual_talker_with_a_cache_says_what_it_says_without():
     y, mask = talker.encode(latents)
     written = torch.full((3, 1), talker.tokenizer.ans)
     for _ in range(latents.size(1)):
-        token = talker.head(talker.decode(talker.embed(written), y, mask)[:, -1]).argmax(-1, keepdim=True)
+        memory = [block.read(y) for block in talker.blocks]
+        token = talker.head(talker.decode(talker.embed(written), memory, mask)[:, -1]).argmax(-1, keepdim=True)
         written = torch.cat((written, token), 1)
     slow = [row[: row.index(eos)] if eos in row else row for row in written[:, 1:].tolist()]
     assert talker.tokens(latents) == slow
