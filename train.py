@@ -246,7 +246,7 @@ def fit(
                 module.compile(dynamic=True)
     worker = model
     if processes.world > 1:
-        worker = DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=True)
+        worker = DistributedDataParallel(model, forward_sync_buffers=False, find_unused_parameters=True)
 
     def save():
         if processes.main:

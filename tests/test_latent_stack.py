@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_train import script
+from test_train import same, script, torchrun, weights
 
 import model as nano
 from config import UserError, parse, resolve_device
@@ -510,9 +510,16 @@ def test_one_command_trains_and_measures_the_own_idea_beside_the_shuffled(traine
     assert (run / "loss_curve.png").is_file()
 
 
-def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(trained, tiny_backbones, tmp_path):
-    from test_train import same, weights
+def test_two_processes_train_as_one(tiny_backbones, tmp_path):
+    plain = ["--dropout", "0", "--max-steps", "6"]  # dropout draws another mask in every process
+    script("-m", "latent_stack.train", *options(tiny_backbones, tmp_path / "one"), *plain)
+    script("latent_stack.train", *options(tiny_backbones, tmp_path / "two"), *plain, launcher=torchrun(29519, "-m"))
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=2e-4)
 
+
+def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(trained, tiny_backbones, tmp_path):
     part = tmp_path / "part"
     script("-m", "latent_stack.train", *options(tiny_backbones, part), "--max-steps", "3")
     script("-m", "latent_stack.train", *options(tiny_backbones, part), "--max-steps", "0", "--resume")

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from test_train import script, weights
+from test_train import script, torchrun, weights
 
 import model as nano
 from config import UserError, parse
@@ -469,6 +469,14 @@ def test_one_command_trains_the_three_phases_and_measures_the_test_split(trained
     assert reasoner.latent and len(talker.speak(reasoner.rollout(PROMPTS[:2]))) == 2
     again = script("-m", "reasoner.train", *TINY, "--run", run, "--resume")
     assert again.stdout.count("finished, in") == 3
+
+
+def test_two_processes_train_all_phases_as_one(trained, tmp_path):
+    script("reasoner.train", *TINY, "--run", tmp_path, "--overwrite", launcher=torchrun(29518, "-m"))
+    for phase in ("pretrain", "sst", "talker"):
+        one, two = weights(trained[0] / phase), weights(tmp_path / phase)
+        for name in one:
+            torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=2e-4)
 
 
 def test_a_phase_refuses_the_checkpoint_of_another_phase_and_of_another_system(trained, tmp_path, monkeypatch):

@@ -34,6 +34,12 @@ def script(*args, check=True, launcher=(sys.executable,), **environment):
     return done
 
 
+def torchrun(port, *words):
+    """The launcher of two processes, for `script`; words: "-m" before a module's name."""
+    two = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
+    return [sys.executable, *two, *words, "--"]
+
+
 def weights(run):
     return load_file(Path(run) / "model.safetensors")
 
@@ -212,8 +218,7 @@ def test_interrupt_leaves_a_clean_checkpoint_one_line_and_status_130(tmp_path):
 def test_two_processes_train_as_one_on_the_same_global_batch(tmp_path):
     args = ["train.py", *TINY, "--dropout", "0", "--no-final-eval", "--batch-size", "12"]
     script(*args, "--run", tmp_path / "one")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29517", "--"]
-    script(*args, "--run", tmp_path / "two", "--grad-accum", "3", launcher=torchrun)
+    script(*args, "--run", tmp_path / "two", "--grad-accum", "3", launcher=torchrun(29517))
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=2e-4)
