@@ -3,10 +3,10 @@
     python results/latent_settings.py --data-dir DIR
     python results/latent_settings.py --data-dir DIR --only "phase 2" --json phase2.json
 
-Every row is `python -m latent_stack.train --preset quick` with the row's options and then those of `--options`; seed
-and data are the same. What is finished stays, what was interrupted resumes. Writes results/latent_settings.json and
-prints a Markdown table. The validation loss given the own idea stands beside that given another text's: the difference
-is what the language model reads from ideas.
+Every row is `python -m latent_stack.train --preset quick --no-reconstruct`, half of the preset's steps, with the row's
+options and then those of `--options`; seed and data are the same. What is finished stays, what was interrupted
+resumes. Writes results/latent_settings.json and prints a Markdown table. The validation loss given the own idea stands
+beside that given another text's: the difference is what the language model reads from ideas.
 """
 
 import argparse
@@ -22,25 +22,27 @@ from config import UserError, run_main, write_json  # noqa: E402
 from latent_stack.config import PRESETS  # noqa: E402
 from results.runs import folder_of, slug, train_once  # noqa: E402
 
+BASE = "--preset quick --no-reconstruct"
 SETTINGS = {
-    "as the preset": "",
+    "base": "",
     "no middle model": "--middle identity",
     "frozen language model": "--lora-decoder 0",
     "no bag of words": "--words-weight 0",
-    "targets not said from themselves": "--no-reconstruct --epochs 2 --words-epochs 6",
     "attention pooling": "--pooling attention",
     "first token and MLP": "--pooling cls",
     "512-d idea": "--latent-dim 512",
     "4 layers in the middle": "--middle-layers 4",
     "LoRA on the encoder, too": "--lora-encoder 8 --no-cache",
     "phase 2": "--pooling attention --latent-dim 512 --middle-layers 4 --lora-encoder 8 --no-cache",
+    "twice as many steps": "--epochs 2 --words-epochs 6",
+    "as many, half of them from target to target": "--reconstruct",
 }
 
 
 def train(name, options, args):
     """Train one setting, unless it is there -> its summary, a dict."""
-    folder = folder_of(args.out, slug(name), PRESETS["quick"].values, args.data_dir, options, args.options)
-    words = [*shlex.split(f"--preset quick {options} {args.options}"), "--run", str(folder)]
+    folder = folder_of(args.out, slug(name), PRESETS["quick"].values, BASE, args.data_dir, options, args.options)
+    words = [*shlex.split(f"{BASE} {options} {args.options}"), "--run", str(folder)]
     words += ["--data-dir", args.data_dir] if args.data_dir else []
     words += ["--resume"] if (folder / "state.pt").is_file() else ["--overwrite"]
     train_once(folder / "summary.json", "latent_stack.train", words)

@@ -444,7 +444,7 @@ def test_the_validation_loss_stands_beside_that_of_another_texts_idea(tiny_backb
 
 def test_settings_are_trained_side_by_side_and_not_twice(tiny_backbones, tmp_path, capsys):
     for options_of_row in latent_settings.SETTINGS.values():
-        parse(StackConfig, PRESETS, "", ["--preset", "quick", *options_of_row.split()])
+        parse(StackConfig, PRESETS, "", f"{latent_settings.BASE} {options_of_row}".split())
     small = " ".join(str(x) for x in options(tiny_backbones, "")[:-2])
     words = ["--options", small, "--out", str(tmp_path / "runs"), "--json", str(tmp_path / "s.json")]
     for _ in range(2):
