@@ -168,6 +168,11 @@ class Processes:
         if self.world > 1 and not dist.is_initialized():
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
 
+    def wait(self):
+        """Until all processes have come here."""
+        if self.world > 1:
+            dist.barrier()
+
     def sum(self, values):
         """list of floats -> their sums over all processes."""
         if self.world == 1:

@@ -73,6 +73,8 @@ class ReasonerConfig(LoopConfig):
     trained: str = field(default="", metadata={"hidden": True})  # the phase that this checkpoint ends
 
 
+EXPERIMENTS = ("tree", "cfg", "containment", "talker", "trajectory", "fewshot")  # what reasoner.evaluate measures
+
 PRESETS = {
     "quick": Preset(
         "2 CPU cores, 9 min: tree search, up to 9 nodes; 99.3% of unseen trees",
@@ -85,7 +87,7 @@ PRESETS = {
         dict(run="out/reasoner-tree-42m", leaves=16, depth=4, labels=128),
     ),
     "cfg-small": Preset(
-        "2 CPU cores, about 10 min (estimate): derivations of CFG strings, 1M parameters",
+        "2 CPU cores, 21 min on one of them: derivations of CFG strings, 1M parameters",
         dict(run="out/reasoner-cfg", dataset="cfg", n_train=40_000, block_size=128, n_layer=4, n_head=4, n_embd=128,
              n_hidden=352, talker_layer=1, batch_size=64, epochs=2, lr=1e-3, pretrain_on="chain"),
     ),

@@ -64,9 +64,10 @@ def distinct(draw, split, n, seed):
 def trees(split, n, config):
     """Random labelled binary trees, every inner node with two children: from the root, which way to the goal, a leaf?
 
-    A tree has 2 to `leaves` leaves, all numbers alike often; it grows by splitting a random leaf above `depth`. Labels
-    are drawn without replacement. Which child is right can only be known from the goal's end: the model has to search.
-    A labelled tree, whatever the order of its edges and the goal, belongs to one split.
+    A tree has 2 to `leaves` leaves, all numbers drawn alike often; of the small ones there are so few that a large
+    training set soon has them all and goes on with larger ones. It grows by splitting a random leaf above `depth`.
+    Labels are drawn without replacement. Which child is right can only be known from the goal's end: the model has to
+    search. A labelled tree, whatever the order of its edges and the goal, belongs to one split.
     """
     nodes = 2 * config.leaves - 1
     if config.leaves > 2**config.depth:

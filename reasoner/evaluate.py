@@ -18,7 +18,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import cycle
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from config import UserError, atomic, opt, parse, resolve_device, run_main, write_json
 from data import compute, parse_answer
 from evaluate_accuracy import wilson
+from reasoner.config import EXPERIMENTS
 from reasoner.data import Encoded, Item, derived, load_items, noisy, ordered_batches
 from reasoner.model import Pair, load
 from reasoner.train import chain_accuracy, right
@@ -34,6 +35,7 @@ from reasoner.train import chain_accuracy, right
 NOISE = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 LATENT_NOISE = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
 SHOTS = (0, 1, 5, 8)
+MOST_FORCED = 400  # examples of `containment`, where every step of a chain is a rollout of its own
 
 
 @dataclass
@@ -41,7 +43,7 @@ class EvalConfig:
     """What `reasoner.evaluate` reads."""
 
     run: str = opt("out/reasoner", "folder of the trained run, with its phases inside")
-    what: str = opt("tree", "the experiment", ("tree", "cfg", "containment", "talker", "trajectory", "fewshot"))
+    what: str = opt("tree", "the experiment", EXPERIMENTS)
     baseline: tuple = opt((), "folders of further runs, measured alike")
     data_dir: str = opt("", "gsm8k: DIR/train.jsonl and DIR/test.jsonl [what the run was trained on]")
     limit: int = opt(0, "use the first N examples only (0: all)", low=0)
@@ -53,6 +55,11 @@ def interval(values):
     """list of floats -> mean and its 95% interval, normal approximation."""
     half = 1.96 * stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
     return {"mean": mean(values), "ci95": [mean(values) - half, mean(values) + half]}
+
+
+def less(values, first):
+    """Mean of the paired differences between two runs' values, example by example, and its 95% interval."""
+    return interval([a - b for a, b in zip(values, first, strict=True)])
 
 
 def in_batches(items, size=256):
@@ -113,7 +120,8 @@ def mixed_latents(reasoner, items, latents, seed=0):
     hits = int((reasoner.nearest(r.to(reasoner.device)).cpu() == torch.tensor([row[1] for row in rows])).sum())
     result = {"cases": len(rows), "without_other_node": without, "step_accuracy": hits / len(rows)}
     betas = [mixture(r, child, second)[1] for second in (sibling, other)]
-    result["beta_difference"] = interval((betas[0] - betas[1]).tolist())
+    difference = (betas[0] - betas[1]).tolist()
+    result["beta_difference"] = interval(difference) | {"median": median(difference)}
     for name, second in (("sibling", sibling), ("other node (control)", other)):
         alpha, beta, residual = mixture(r, child, second)
         mixed, more = beta >= 0.1 * alpha.abs(), alpha > beta
@@ -179,12 +187,26 @@ def draw_chain(reasoner, item, chain, path):
 
 
 def tree(models, items, config):
-    """Route accuracy of each run; of each decoupled one the exposure gap, the mixed latents, the picture of a chain."""
-    result = {}
+    """Route accuracy of each run, in all and by the size of the tree; less the first run's, paired over trees.
+
+    Of each decoupled run also the exposure gap, the mixed latents and the picture of a chain.
+    """
+    result, hits = {}, {}
+    nodes = [len({w for w in x.prompt.split() if w.isdecimal()}) for x in items]
     for name, model in models.items():
-        share, ci95, _ = chain_accuracy(model, items)
+        share, ci95, said = chain_accuracy(model, items)
+        hits[name] = [right(model.config, item, text) for item, text in zip(items, said, strict=True)]
         row = result[name] = {"n": len(items), "route_accuracy": share, "route_accuracy_ci95": ci95}
+        row["by_nodes"] = {}
+        for n in sorted({*nodes}):
+            of_size = [hit for hit, k in zip(hits[name], nodes, strict=True) if k == n]
+            row["by_nodes"][n] = {"share": mean(of_size), "ci95": wilson(sum(of_size), len(of_size)), "n": len(of_size)}
+        row["less_the_first_run"] = less(hits[name], hits[next(iter(models))])
         print(f"\n{name}: route accuracy {share:.2%}   95% interval {ci95[0]:.2%} to {ci95[1]:.2%}")
+        print("  by nodes: " + ", ".join(f"{n}: {r['share']:.2%} of {r['n']}" for n, r in row["by_nodes"].items()))
+        if len(hits) > 1:
+            low, high = row["less_the_first_run"]["ci95"]
+            print(f"  less {next(iter(models))}: {row['less_the_first_run']['mean']:+.2%} ({low:+.2%} to {high:+.2%})")
         if not isinstance(model, Pair):
             continue
         latents = chains(model.reasoner, items)
@@ -207,7 +229,7 @@ def tree(models, items, config):
                   f"{m['right_weighs_more']:.2%}; mixed {m['mixed']:.2%}")  # fmt: skip
         low, high = mixed["beta_difference"]["ci95"]
         print(f"    beta of the sibling less beta of the other node: {mixed['beta_difference']['mean']:+.4f} "
-              f"({low:+.4f} to {high:+.4f})")  # fmt: skip
+              f"({low:+.4f} to {high:+.4f}), in the median {mixed['beta_difference']['median']:+.4f}")  # fmt: skip
         best = max(range(len(items)), key=lambda i: len(items[i].chain.split()))
         draw_chain(model.reasoner, items[best], latents[best], Path(config.run) / f"chain_{Path(name).name}.png")
     return result
@@ -223,9 +245,12 @@ def token_accuracy(chain, said):
 
 
 def noise(models, items, config):
-    """Accuracy, of chain tokens and of whole chains, against noise on the prompt's tokens and on latents fed back."""
+    """Accuracy, of chain tokens and of whole chains, against noise on the prompt's tokens and on latents fed back.
+
+    All runs read the same noisy prompts; `less_the_first_run`: the paired difference of token accuracy.
+    """
     words = sorted({w for item in items[:200] for w in item.prompt.split()[:-1]})
-    result = {}
+    result, first = {}, {}
     for name, model in models.items():
         rows = result.setdefault(name, {})
         for kind in ("drop", "replace", "insert", "latent"):
@@ -248,8 +273,9 @@ def noise(models, items, config):
                 row = {"rate": rate, "token_accuracy": interval(shares), "exact": whole / len(items),
                        "exact_ci95": wilson(whole, len(items))}  # fmt: skip
                 rows.setdefault(kind, []).append(row)
-            for row, own in zip(rows[kind], per_item, strict=True):
+            for row, own, other in zip(rows[kind], per_item, first.setdefault(kind, per_item), strict=True):
                 row["normalised"] = ratio(own, per_item[0], config.seed)
+                row["less_the_first_run"] = less(own, other)
             told = ", ".join(f"{r['rate']:g}: {r['token_accuracy']['mean']:.1%}" for r in rows[kind])
             print(f"{name}: {kind:<8} {told}")
     draw_noise(result, Path(config.run) / "noise.png")
@@ -304,38 +330,42 @@ def draw_noise(result, path):
 def containment(models, items, config):
     """Can a wrong token harm what is thought after it? And a wrong thought?
 
-    A row of prompt and chain tokens is given to every model. -> for each run
-    gradient             largest |d state / d embedded chain token|, over the states that come after that token
+    Rows of prompt and chain tokens, of all lengths, are given to every model. -> for each run
+    gradient             largest |d (u · s) / d embedded chain token|: s the sum of all states of unit norm after that
+                         token, u a random direction; between models only whether it is zero is comparable
     largest_change       Pair: of any latent of the chain when all chain tokens in the row are others; bit-equal is 0
     teacher_forced       Pair, the control: the same gradient where the tokens *are* read, as in training
-    after_a_wrong_token  baseline: share of later chain tokens that stay right after one wrong token is fed back
+    after_a_wrong_token  baseline: share of later chain tokens that are right after one wrong token is fed back, at
+                         each step in turn; mean over examples. The wrong tokens are the same for all
     after_a_wrong_latent Pair: the same after one latent is exchanged for another word's embedding
     undisturbed          the share without the disturbance
+    less_the_first_run   after_a_wrong_…, less the first run's, paired over examples
     """
-    result = {}
-    tokenizer = next(iter(models.values())).tokenizer
-    length = [len(ids) for ids in tokenizer.encode([x.prompt for x in items])]
-    items = [x for x, n in zip(items, length, strict=True) if n == length[0]][:200]
+    result, first = {}, None
+    items = random.Random(config.seed).sample(items, min(len(items), MOST_FORCED))
     for name, model in models.items():
         rng, row = random.Random(config.seed), {"examples": len(items)}
         slots = model.config.thoughts if model.config.model == "coconut" else 0
         data = Encoded(items, model.tokenizer, model.config.block_size, "test", slots)
-        batch = data.batch(list(range(len(data)))).to(next(iter(parameters(model))).device)
+        batch = data.batch(list(range(min(len(data), 200)))).to(next(iter(parameters(model))).device)
         if isinstance(model, Pair):
             row |= contained(model.reasoner, batch)
             print(f"{name}: largest gradient of a latent with respect to a chain token {row['gradient']:g} "
                   f"(where tokens are read, {row['teacher_forced']:.3g}); largest change when all tokens are others "
                   f"{row['largest_change']:g}")  # fmt: skip
         else:
-            row["gradient"] = read_gradient(
-                lambda x, m=model: m.states(x, places(x))[0], model.embed(batch.tokens), batch
-            )
+            states = model.thinking if slots else lambda x, batch, m=model: m.states(x, places(x))[0]
+            row["gradient"] = read_gradient(states, model.embed(batch.tokens), batch)
             print(f"{name}: largest gradient of a state with respect to a chain token before it {row['gradient']:.3g}")
         key = "after_a_wrong_latent" if isinstance(model, Pair) else "after_a_wrong_token"
-        row |= dict(zip((key, "undisturbed", "later_tokens"), spread(model, items, rng), strict=True))
+        shares, clean, row["later_tokens"] = spread(model, items, rng)
+        first = first or shares
+        row |= {key: interval(shares), "undisturbed": interval(clean), "less_the_first_run": less(shares, first)}
         what = "latent" if isinstance(model, Pair) else "token"
-        print(f"{name}: after one wrong {what} {row[key]:.1%} of the later tokens are right; without it "
-              f"{row['undisturbed']:.1%}")  # fmt: skip
+        (low, high), (least, most) = row[key]["ci95"], row["less_the_first_run"]["ci95"]
+        print(f"{name}: after one wrong {what} {mean(shares):.1%} ({low:.1%} to {high:.1%}) of the later tokens are "
+              f"right; without it {mean(clean):.1%}; less the first run {row['less_the_first_run']['mean']:+.1%} "
+              f"({least:+.1%} to {most:+.1%})")  # fmt: skip
         result[name] = row
     return result
 
@@ -350,29 +380,34 @@ def places(x):
 
 
 def read_gradient(states, x, batch):
-    """Largest |d states(x) / d x| at chain tokens; states that come before a token have none, by causality."""
+    """Largest |d (u · s) / d x| at chain tokens: s the sum of states(x, batch) of unit norm, u a random direction.
+
+    States that come before a token have none, by causality.
+    """
     x = x.detach().requires_grad_()
+    u = F.normalize(torch.randn(x.size(-1), generator=torch.Generator().manual_seed(0)), dim=0).to(x)
     of_chain = (places(x) >= batch.start[:, None]) & (places(x) < batch.length[:, None])
     with torch.enable_grad():
-        found = torch.autograd.grad(states(x).square().sum() + states(x).sum(), x)[0]
+        found = torch.autograd.grad((F.normalize(states(x, batch), dim=-1) @ u).sum(), x)[0]
     return found[of_chain].abs().max().item()
 
 
 def contained(reasoner, batch):
     """The chain of a row in which chain tokens stand behind the prompt, and may not be seen."""
 
-    def chain(x):
+    def chain(x, batch=batch):
         return reasoner.chain(x, batch.start, batch.chain.size(1))
 
     x = reasoner.inputs(batch.tokens)
     of_chain = places(x) >= batch.start[:, None]
     other = reasoner.inputs(torch.where(of_chain, (batch.tokens + 1) % reasoner.tokenizer.n_text, batch.tokens))
     return {"gradient": read_gradient(chain, x, batch), "largest_change": (chain(x) - chain(other)).abs().max().item(),
-            "teacher_forced": read_gradient(reasoner.states, x, batch)}  # fmt: skip
+            "teacher_forced": read_gradient(lambda x, batch: reasoner.states(x), x, batch)}  # fmt: skip
 
 
 def spread(model, items, rng):
-    """One wrong token, or latent, at every step in turn -> share of later tokens right, without it, their number.
+    """One wrong token, or latent, at every step in turn -> for each item the share of later tokens that are right, and
+    the share without it; the number of later tokens in all.
 
     A Pair's chain is read by the nearest embedding, so that no Talker can mend it.
     """
@@ -386,7 +421,7 @@ def spread(model, items, rng):
         latents = model.reasoner.chain(model.reasoner.inputs(tokens), length, forced=forced)
         return model.reasoner.nearest(latents).masked_fill(latents.abs().sum(-1) == 0, -2).tolist()
 
-    clean, kept, whole, n = say(), 0, 0, 0
+    clean, kept, whole = say(), [[] for _ in gold], [[] for _ in gold]
     for at in range(max(map(len, gold)) - 1):
         wrong = torch.tensor([rng.choice([i for i in range(t.n_text) if i != g[min(at, len(g) - 1)]]) for g in gold])
 
@@ -395,12 +430,11 @@ def spread(model, items, rng):
                 return now
             return model.reasoner.inputs(wrong.to(now.device)) if isinstance(model, Pair) else wrong.to(now)
 
-        for g, before, after in zip(gold, clean, say(forced), strict=True):
+        for i, (g, before, after) in enumerate(zip(gold, clean, say(forced), strict=True)):
             later = range(at + 1, len(g))
-            kept += sum(i < len(after) and after[i] == g[i] for i in later)
-            whole += sum(i < len(before) and before[i] == g[i] for i in later)
-            n += len(later)
-    return kept / max(1, n), whole / max(1, n), n
+            kept[i] += [t < len(after) and after[t] == g[t] for t in later]
+            whole[i] += [t < len(before) and before[t] == g[t] for t in later]
+    return [mean(x) for x in kept], [mean(x) for x in whole], sum(map(len, kept))
 
 
 # ---------------------------------------------------------------------------------------------- the Talker
@@ -418,8 +452,9 @@ def valid(item, text, config):
 def talker(models, items, config):
     """Can the Talker reason by itself? What it says of the own latents, and of four others.
 
-    another prompt's   its own answer would mean that it knows more than it is told; it should be the other prompt's
-    first latent only  the route's continuation would be the Talker's own
+    another prompt's   it is told nothing of the prompt: what it says should be the other's answer, and the own one by
+                       accident alone
+    own first          the own first latent, the rest another prompt's: the own answer would be the Talker's own work
     Gaussian           random directions: is there sense in what it says?
     Beside it, the same latents read without a Talker, by the nearest embedding.
     """
@@ -433,12 +468,12 @@ def talker(models, items, config):
             latents = model.reasoner.rollout([x.prompt for x in part])
             real = latents.abs().sum(-1, keepdim=True) > 0
             gauss = F.normalize(torch.randn(latents.shape, generator=generator), dim=-1).to(latents) * real
-            first = torch.cat((latents[:, :1], torch.zeros_like(latents[:, 1:])), 1)
+            first = torch.cat((latents[:, :1], latents.roll(-1, 0)[:, 1:]), 1)
             near = model.reasoner.nearest(latents).masked_fill(~real[..., 0], model.tokenizer.eos).tolist()
-            eos, R = model.tokenizer.eos, latents.size(1)
+            eos = model.tokenizer.eos
             read = [model.tokenizer.decode(ids[: ids.index(eos)] if eos in ids else ids) for ids in near]
             said = {"own": model.talker.speak(latents), "other": model.talker.speak(latents.roll(-1, 0)),
-                    "first": model.talker.speak(first, R), "gauss": model.talker.speak(gauss)}  # fmt: skip
+                    "first": model.talker.speak(first), "gauss": model.talker.speak(gauss)}  # fmt: skip
             for b, item in enumerate(part):
                 stranger = part[(b + 1) % len(part)]
                 count["own"] += right(model.config, item, said["own"][b])
@@ -458,7 +493,8 @@ def talker(models, items, config):
         for label, key in (("own latents: right", "own"), ("the same, read by the nearest embedding", "nearest"),
                            ("another prompt's latents: the own answer", "other_says_own"),
                            ("another prompt's latents: the other's answer", "other_says_other"),
-                           ("the first latent only: right", "first"), ("Gaussian latents: right", "gauss_right"),
+                           ("own first latent, another's rest: own answer", "first"),
+                           ("Gaussian latents: right", "gauss_right"),
                            ("Gaussian latents: a possible answer", "gauss_valid"),
                            ("own latents: a possible answer", "own_valid")):  # fmt: skip
             low, high = wilson(count[key], n)
@@ -548,12 +584,16 @@ def fewshot(models, items, config):
         train, rng = load_items("train", source), random.Random(config.seed)
         if len(train) < max(SHOTS):
             raise UserError(f"{len(train)} training questions are too few to show {max(SHOTS)} of them")
+        between = "" if conf.dataset == "gsm8k" else "\n"  # as in the rows it was trained on
         for n in SHOTS:
-            shown = "".join(f"{x.prompt}\n{x.chain}\n\n" for x in rng.sample(train, n))
-            asked = [Item(shown + x.prompt, x.chain) for x in items]
+            shown = "".join(f"{x.prompt}{between}{x.chain}\n\n" for x in rng.sample(train, n))
+            asked = [Item(shown + x.prompt + between, x.chain) for x in items]
             length = [len(ids) for ids in model.tokenizer.encode([x.prompt for x in asked])]
             beyond = sum(k > conf.block_size for k in length)
-            share, ci95, _ = chain_accuracy(model, asked, 32 if n else 256, "gsm8k")
+            _, _, said = chain_accuracy(model, asked, 32 if n else 256, "gsm8k")
+            # a model of text goes on with problems of its own: what stands behind an empty line is none of this one
+            hits = sum(right(source, x, text.split("\n\n")[0]) for x, text in zip(items, said, strict=True))
+            share, ci95 = hits / len(items), wilson(hits, len(items))
             result.setdefault(name, {})[str(n)] = {"exact_match": share, "ci95": ci95, "n": len(items),
                                                    "longer_than_block_size": beyond / len(items)}  # fmt: skip
             note = (
@@ -582,6 +622,13 @@ def main():
         if config.what in ("containment", "talker") and model.config.dataset == "text":
             raise UserError(f"{run} was trained on text, where there is no right answer")
     first = models[config.run].config
+    for run, model in models.items() if config.what != "fewshot" else ():
+        for name in ("dataset", "reasoning", "leaves", "depth", "labels", "levels"):
+            if getattr(model.config, name) != getattr(first, name):
+                raise UserError(f"{run} was trained with {name} = {getattr(model.config, name)}, {config.run} with "
+                                f"{getattr(first, name)}: they cannot be measured on the same examples")  # fmt: skip
+    if config.what == "talker" and not any(isinstance(model, Pair) for model in models.values()):
+        raise UserError("--what talker: a baseline has no Talker of its own")
     source = replace(first, data_dir=config.data_dir or first.data_dir)
     if config.what == "fewshot" and first.dataset != "gsm8k":  # any checkpoint that reads text may be asked
         if first.dataset != "text":

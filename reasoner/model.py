@@ -16,6 +16,7 @@ published. What its text leaves open is this project's choice and named so in re
 Shapes: B rows, T tokens a row, R latents a chain, C width, H heads, D = C/H, K positions with a target, V vocabulary.
 """
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -43,18 +44,26 @@ def trunk_of(config, n_layer, ends):
                        n_hidden=config.n_hidden, ends=ends)  # fmt: skip
 
 
-class Worded(Stored):
+class Tokenized(Stored):
     """A checkpoint with the tokenizer of its data."""
 
     def read_tokenizer(self, find):
         gpt2 = self.config.dataset in ("gsm8k", "text") and self.config.tokenizer == "gpt2"
         self.tokenizer = load_tokenizer(self.config, None if gpt2 else os.path.dirname(find("tokenizer.json")))
 
+    def rows(self, prompts):
+        """list of B str, or of lists of ids -> tokens (B, T), padded on the right, and lengths (B,)."""
+        t, prompts = self.tokenizer, [prompts] if isinstance(prompts, str) else prompts
+        ids = [p if isinstance(p, list) else t.encode([p])[0] or [t.ans] for p in prompts]
+        length = torch.tensor([len(p) for p in ids], device=self.device)
+        tokens = nn.utils.rnn.pad_sequence([torch.tensor(p) for p in ids], batch_first=True, padding_value=t.pad)
+        return tokens.to(self.device), length
+
 
 # -------------------------------------------------------------------------------------------- the Reasoner
 
 
-class Reasoner(Worded, nn.Module, PyTorchModelHubMixin, library_name="nanojepa", tags=["jepa", "latent-reasoning"]):
+class Reasoner(Tokenized, nn.Module, PyTorchModelHubMixin, library_name="nanojepa", tags=["jepa", "latent-reasoning"]):
     """`model(batch) -> (loss, metrics)`; `rollout(prompts) -> latents (B, R, C)`, the chain without a token.
 
     `config.trained` says which phase the weights come from; `latent` is whether states are put on the unit sphere: off
@@ -171,14 +180,6 @@ class Reasoner(Worded, nn.Module, PyTorchModelHubMixin, library_name="nanojepa",
 
     # ---- use
 
-    def rows(self, prompts):
-        """list of B str, or of lists of ids -> tokens (B, T), padded on the right, and lengths (B,)."""
-        t, prompts = self.tokenizer, [prompts] if isinstance(prompts, str) else prompts
-        ids = [p if isinstance(p, list) else t.encode([p])[0] or [t.ans] for p in prompts]
-        length = torch.tensor([len(p) for p in ids], device=self.device)
-        tokens = nn.utils.rnn.pad_sequence([torch.tensor(p) for p in ids], batch_first=True, padding_value=t.pad)
-        return tokens.to(self.device), length
-
     @torch.no_grad()
     def rollout(self, prompts, max_chain=None, noise=0.0, generator=None, cached=True):
         """list of B prompts (str, or lists of ids) -> latents (B, R, C), R <= max_chain, without writing a token.
@@ -272,7 +273,7 @@ class CrossBlock(nn.Module):
         return x + self.block.dropout(self.block.down(F.silu(gate) * value))
 
 
-class Talker(Worded, nn.Module, PyTorchModelHubMixin, library_name="nanojepa", tags=["jepa", "latent-reasoning"]):
+class Talker(Tokenized, nn.Module, PyTorchModelHubMixin, library_name="nanojepa", tags=["jepa", "latent-reasoning"]):
     """`model(batch) -> (loss, metrics)` on `batch.latents`; `speak(latents) -> list of str`.
 
     mono   blocks over the whole chain, every latent sees every other, and a head: all tokens in one pass, no embedding
@@ -359,7 +360,7 @@ class Talker(Worded, nn.Module, PyTorchModelHubMixin, library_name="nanojepa", t
 # ------------------------------------------------------------------------------------------- the baselines
 
 
-class Coupled(Worded, nn.Module, PyTorchModelHubMixin, library_name="nanojepa"):
+class Coupled(Tokenized, nn.Module, PyTorchModelHubMixin, library_name="nanojepa"):
     """The baselines, in which each token that is written is read again.
 
     coupled         an ordinary Transformer language model as large as Reasoner and Talker together
@@ -385,7 +386,7 @@ class Coupled(Worded, nn.Module, PyTorchModelHubMixin, library_name="nanojepa"):
             self.target = nn.Embedding(config.vocab_size, config.n_embd)
             self.target.weight = nn.Parameter(self.embed.weight.detach().clone(), requires_grad=False)
 
-    def states(self, x, position, cache=None, mask=None):
+    def states(self, x, position, mask=None, cache=None):
         """Inputs (B, T, C) -> (latents, states that the output layer reads), both (B, T, C)."""
         n = len(self.trunk.blocks)
         h = self.norm_out(self.trunk(x * x.size(-1) ** 0.5, position, mask, cache and cache[:n]))
@@ -398,8 +399,10 @@ class Coupled(Worded, nn.Module, PyTorchModelHubMixin, library_name="nanojepa"):
         """Batch -> (loss, metrics). coconut: gradients go through the thoughts, too."""
         config, x = self.config, self.embed(batch.tokens)
         position = torch.arange(x.size(1), device=x.device).expand(x.shape[:2])
-        thinks = config.model == "coconut" and config.thoughts
-        r, h = [self.thinking(x, batch)] * 2 if thinks else self.states(x, position)
+        if config.model == "coconut" and config.thoughts:
+            r = h = self.thinking(x, batch)
+        else:
+            r, h = self.states(x, position)
         r, h = r.flatten(0, 1), h.flatten(0, 1)
         everywhere = config.pretrain_on == "all"
         at, ids = (batch.all_at, batch.all_ids) if everywhere else (batch.chain_at, batch.chain_ids)
@@ -423,29 +426,28 @@ class Coupled(Worded, nn.Module, PyTorchModelHubMixin, library_name="nanojepa"):
         column, cache = torch.arange(T + R, device=x.device), [[] for _ in self.trunk.blocks]
         position = column[: batch.prompt].expand(B, batch.prompt)
         seen = position < n[:, None]
-        states = self.states(x[:, : batch.prompt], position, cache)[1]
+        states = self.states(x[:, : batch.prompt], position, cache=cache)[1]
         # (B, T + R, C): the places behind T are for what stands behind shorter chains, and are cut off in the end
         states = F.pad(states, (0, 0, 0, T + R - batch.prompt))
         h = states[row[:, 0], n - 1]  # (B, C)
         for i in range(self.config.thoughts):
             seen = F.pad(seen, (0, 1), value=True)
             h = F.normalize(h, dim=-1)[:, None]  # (B, 1, C)
-            h = self.states(h, (n + i)[:, None], cache, seen[:, None, None, :])[1][:, 0]
+            h = self.states(h, (n + i)[:, None], seen[:, None, None, :], cache)[1][:, 0]
         states = states.index_put((row[:, 0], batch.start - 1), h)
         if R:
             place = batch.start[:, None] + column[:R]  # (B, R)
             causal = torch.ones(R, R, dtype=torch.bool, device=x.device).tril().expand(B, R, R)
             mask = torch.cat((seen[:, None].expand(B, R, seen.size(1)), causal), -1)[:, None]  # (B, 1, R, T'' + R)
-            h = self.states(x[row, place.clamp(max=T - 1)], place, cache, mask)[1]
+            h = self.states(x[row, place.clamp(max=T - 1)], place, mask, cache)[1]
             states = states.index_put((row, place), h)
         return states[:, :T]
 
+    @torch.no_grad()
     def update_target(self):
         """After an optimiser step: move the EMA embedding, if there is one, towards the trained one."""
         if self.config.model == "coupled-talker":
-            Reasoner.update_target(self)
-
-    rows = Reasoner.rows
+            self.target.weight.lerp_(self.embed.weight, 1 - self.config.ema_decay)
 
     @torch.no_grad()
     def tokens(self, prompts, max_chain=None, forced=None, noise=0.0, generator=None):
@@ -460,14 +462,14 @@ class Coupled(Worded, nn.Module, PyTorchModelHubMixin, library_name="nanojepa"):
         row, position = torch.arange(B, device=tokens.device), torch.arange(T, device=tokens.device).expand(B, T)
         cache = [[] for _ in (*self.trunk.blocks, *(self.talker.blocks if config.model == "coupled-talker" else ()))]
         valid = position < length[:, None]
-        _, h = self.states(self.embed(tokens), position, cache)
+        _, h = self.states(self.embed(tokens), position, cache=cache)
         h, at = h[row, length - 1], length
 
         def step(x):
             nonlocal valid, at, h
             x = disturbed(x, noise, generator)
             valid = F.pad(valid, (0, 1), value=True)
-            h = self.states(x[:, None], at[:, None], cache, valid[:, None, None, :])[1][:, -1]
+            h = self.states(x[:, None], at[:, None], valid[:, None, None, :], cache)[1][:, -1]
             at = at + 1
 
         for _ in range(config.thoughts if config.model == "coconut" else 0):
@@ -493,8 +495,14 @@ class Coupled(Worded, nn.Module, PyTorchModelHubMixin, library_name="nanojepa"):
 # ------------------------------------------------------------------------------------------------- loading
 
 
-def load_phase(cls, folder, phase, device="cpu"):
-    """The checkpoint of a phase -> model, in eval mode; a UserError says what is missing or differs."""
+def sha_of(folder):
+    """Fingerprint of a checkpoint's weights."""
+    with open(Path(folder) / "model.safetensors", "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def read_phase(folder, phase):
+    """The configuration of a phase's checkpoint; a UserError says what is missing or differs."""
     folder = Path(folder)
     how = "--model coupled" if phase == "coupled" else f"--phase {phase}"
     config = read_config(folder, ReasonerConfig, f"python -m reasoner.train {how} --run {folder.parent}")
@@ -502,7 +510,13 @@ def load_phase(cls, folder, phase, device="cpu"):
         raise UserError(
             f"{folder}: a checkpoint of phase {config.trained or 'none'!r}; wanted is one of phase {phase!r}"
         )
-    return load_checkpoint(cls, folder, device)
+    return config
+
+
+def load_phase(cls, folder, phase, device="cpu"):
+    """The checkpoint of a phase -> model, in eval mode; a UserError says what is missing or differs."""
+    read_phase(folder, phase)
+    return load_checkpoint(cls, Path(folder), device)
 
 
 class Pair:
@@ -524,8 +538,13 @@ def load(run, device="cpu"):
     if config.model != "decoupled":
         return load_phase(Coupled, run / "coupled", "coupled", device)
     began_from = config.init if config.phase == "talker" else ""
-    reasoner = load_phase(Reasoner, began_from or run / "sst", "sst", device)
-    return Pair(reasoner, load_phase(Talker, run / "talker", "talker", device))
+    earlier = Path(began_from or run / "sst")
+    reasoner = load_phase(Reasoner, earlier, "sst", device)
+    talker = load_phase(Talker, run / "talker", "talker", device)
+    if talker.config.init_sha != sha_of(earlier):
+        raise UserError(f"{run / 'talker'} was trained on other latents than those now in {earlier}; --phase talker "
+                        "--overwrite trains it anew")  # fmt: skip
+    return Pair(reasoner, talker)
 
 
 def sizes(config):

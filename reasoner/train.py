@@ -9,7 +9,6 @@ Each phase is a run of its own, in RUN/pretrain, RUN/sst and RUN/talker, that st
 RUN/config.json is the configuration of the whole.
 """
 
-import hashlib
 import json
 import shutil
 import time
@@ -24,10 +23,10 @@ from config import UserError, parse, resolve_device, run_main, write_json
 from data import parse_answer, same_answer
 from evaluate_accuracy import wilson
 from model import read_config
-from reasoner.config import PHASES, PRESETS, ReasonerConfig
+from reasoner.config import EXPERIMENTS, PHASES, PRESETS, ReasonerConfig
 from reasoner.data import Encoded, load_items, make_batches, make_tokenizer, ordered_batches
 from reasoner.data import load_tokenizer as tokenizer_of
-from reasoner.model import Coupled, Reasoner, Talker, load, load_phase
+from reasoner.model import Coupled, Reasoner, Talker, load, load_phase, read_phase, sha_of
 from train import Processes, clear_run, fit, open_run, plot_loss
 
 BEFORE = {"sst": "pretrain", "talker": "sst"}
@@ -58,10 +57,7 @@ def of_phase(config, phase):
 
 
 def open_whole(config, given):
-    """The configuration of the whole run: the command line's, or under --resume that of RUN/config.json.
-
-    Started afresh, a phase takes all that came after it along: nothing of an older run may be taken for this one's.
-    """
+    """The configuration of the whole run: the command line's, or under --resume that of RUN/config.json."""
     run, path = Path(config.run), Path(config.run) / "config.json"
     if (run / "state.pt").is_file():
         raise UserError(f"--run {run} is the folder of a single phase; the run's own is {run.parent}")
@@ -75,23 +71,35 @@ def open_whole(config, given):
                                 f"{getattr(config, name)}; leave the option out, or start another run")  # fmt: skip
         config = replace(saved, **{k: getattr(config, k) for k in given & FREE} | {"resume": True, "run": config.run})
     check(config)
-    if not config.resume:
-        phases = phases_of(config)
-        first = PHASES.index(phases[0]) if phases[0] in PHASES else 0
-        stale = [p for p in (*PHASES[first:], "coupled") if (run / p / "state.pt").is_file()]
-        if stale and not config.overwrite:
-            raise UserError(f"{run} already holds a run ({', '.join(stale)}); --resume continues it, --overwrite "
-                            "starts afresh, --run NAME is another")  # fmt: skip
-        for phase in stale:
-            shutil.rmtree(run / phase)
-        for old in [*run.glob("*.json"), *run.glob("*.png")]:
-            old.unlink()
-        try:
-            run.mkdir(parents=True, exist_ok=True)
-            write_json(path, asdict(config))
-        except OSError as error:
-            raise UserError(f"--run {run}: cannot write there ({error.strerror})") from None
+    if stale(config) and not config.resume and not config.overwrite:
+        raise UserError(f"{run} already holds a run ({', '.join(stale(config))}); --resume continues it, --overwrite "
+                        "starts afresh, --run NAME is another")  # fmt: skip
     return config
+
+
+def stale(config):
+    """Names of the phases in --run that this command would train: its own, and all that came after it."""
+    first = phases_of(config)[0]
+    names = (*PHASES[PHASES.index(first) if first in PHASES else 0 :], "coupled")
+    return [name for name in names if (Path(config.run) / name / "state.pt").is_file()]
+
+
+def clear_whole(config):
+    """Started afresh: remove what would be trained anew and what was measured on it, then write RUN/config.json.
+
+    Called when data and the earlier phase have been read, so that a mistake costs nothing.
+    """
+    run, old = Path(config.run), stale(config)
+    for phase in old:
+        shutil.rmtree(run / phase)
+    for name in ("summary.json", "noise.png", "chain_*.png", *(f"{what}.json" for what in EXPERIMENTS)) if old else ():
+        for path in run.glob(name):
+            path.unlink()
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        write_json(run / "config.json", asdict(config))
+    except OSError as error:
+        raise UserError(f"--run {run}: cannot write there ({error.strerror})") from None
 
 
 def check(config):
@@ -100,12 +108,6 @@ def check(config):
         raise UserError(f"--model {config.model} has a single phase; leave --phase {config.phase} out")
     if config.init and config.phase not in BEFORE:
         raise UserError("--init is for --phase sst or --phase talker: the checkpoint that one phase starts from")
-
-
-def sha_of(folder):
-    """Fingerprint of a checkpoint's weights."""
-    with open(folder / "model.safetensors", "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def describe(batch, tokenizer):
@@ -153,17 +155,29 @@ def chain_accuracy(model, items, batch_size=256, dataset=None):
     return hits / len(items), wilson(hits, len(items)), said
 
 
+def folder_before(phase, whole):
+    """Folder of the checkpoint that a phase starts from, checked; None for one that starts from nothing."""
+    if phase not in BEFORE:
+        return None
+    folder, wanted = Path(whole.init or Path(whole.run) / BEFORE[phase]), BEFORE[phase]
+    found = read_phase(folder, wanted)
+    for name in SAME:
+        if getattr(whole, name) != getattr(found, name):
+            raise UserError(f"{folder} has {name} = {getattr(found, name)}, not {getattr(whole, name)}; give the "
+                            "options or the --preset that it was trained with")  # fmt: skip
+    if not (folder / "summary.json").is_file():
+        raise UserError(f"{folder} is not finished; python -m reasoner.train --run {folder.parent} --phase {wanted} "
+                        "--resume")  # fmt: skip
+    return folder
+
+
 def run_phase(phase, whole, splits, device, processes):
     """Train one phase from the one before it, in its own folder -> its summary."""
     config, say = of_phase(whole, phase), print if processes.main else (lambda *a: None)
-    run, before = Path(config.run), BEFORE.get(phase)
+    run, earlier = Path(config.run), folder_before(phase, whole)
     reasoner, init_sha = None, ""
-    if before:
-        earlier = Path(config.init or Path(whole.run) / before)
-        reasoner, init_sha = load_phase(Reasoner, earlier, before, device.device), sha_of(earlier)
-        for name in SAME:
-            if getattr(config, name) != getattr(reasoner.config, name):
-                raise UserError(f"{earlier} has {name} = {getattr(reasoner.config, name)}, not {getattr(config, name)}")
+    if earlier:
+        reasoner, init_sha = load_phase(Reasoner, earlier, BEFORE[phase], device.device), sha_of(earlier)
     resume = whole.resume and (run / "state.pt").is_file()
     if resume:
         began_from = json.loads((run / "config.json").read_text(encoding="utf-8"))["init_sha"]
@@ -207,7 +221,7 @@ def run_phase(phase, whole, splits, device, processes):
     count = f"{model.n_params() / 1e6:.2f}M parameters trained"
     frozen = f", {reasoner.n_params() / 1e6:.2f}M frozen" if phase == "talker" else ""
     say(f"\n{phase:<10} {count}{frozen}; {config.epochs} epochs of {steps} steps of {config.batch_size} examples")
-    if not before:
+    if not earlier:
         say(describe(train.batch([0]), tokenizer) + "\n")
     if processes.main and not resume:
         clear_run(run)
@@ -218,8 +232,7 @@ def run_phase(phase, whole, splits, device, processes):
     if processes.main:
         plot_loss(run, f"{phase}: {config.dataset}")
         write_json(run / "summary.json", summary)
-    if dist.is_initialized():
-        dist.barrier()  # the next phase reads what this one wrote
+    processes.wait()  # the next phase reads what this one wrote
     return summary
 
 
@@ -231,15 +244,14 @@ def main():
     device = resolve_device(config.device, config.precision)
     processes = Processes(device.device)
     say = print if processes.main else (lambda *a: None)
-    if processes.main:
-        config = open_whole(config, given)
-    if dist.is_initialized():
-        dist.barrier()
-        if not processes.main:
-            saved = read_config(config.run, ReasonerConfig, "", needed=("config.json",))
-            config = replace(saved, **{k: getattr(config, k) for k in given & FREE}, resume=config.resume)
+    config = open_whole(config, given)
     began = time.perf_counter()
     splits = {split: load_items(split, config) for split in ("train", "val", "test")}
+    folder_before(phases_of(config)[0], config)
+    processes.wait()  # all have looked at what is there
+    if processes.main and not config.resume:
+        clear_whole(config)
+    processes.wait()
     say(f"device     {device.why}")
     say(f"data       {config.dataset}: {', '.join(f'{len(v):,} {k}' for k, v in splits.items())} examples; "
         f"made or read in {time.perf_counter() - began:.1f} s")  # fmt: skip

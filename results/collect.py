@@ -2,6 +2,7 @@
 
     python results/collect.py quick out/quick out/quick-seed1 out/quick-seed2
     python results/collect.py reasoner-quick out/reasoner-quick
+    python results/collect.py reasoner-quick/coupled out/reasoner-coupled
     python results/collect.py reasoner-cfg out/reasoner-cfg
     python results/collect.py latent-quick out/latent-quick
 
@@ -29,7 +30,7 @@ def main():
     if not runs or missing:
         sys.exit(f"error: wants a name and finished runs; no summary.json in {', '.join(missing) or 'nothing'}")
     folder = Path(__file__).resolve().parent / name
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for source in (path for pattern in KEPT for path in sorted(Path(runs[0]).glob(pattern))):
         if source.suffix == ".png":
             shutil.copyfile(source, folder / source.name)

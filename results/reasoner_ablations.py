@@ -27,8 +27,8 @@ from eval_alignment import effective_rank  # noqa: E402
 from evaluate_accuracy import wilson  # noqa: E402
 from reasoner.data import load_items  # noqa: E402
 from reasoner.evaluate import chains, exposure, mixed_latents  # noqa: E402
-from reasoner.model import Pair, Reasoner, Talker, load_phase  # noqa: E402
-from reasoner.train import chain_accuracy, sha_of  # noqa: E402
+from reasoner.model import Pair, Reasoner, Talker, load_phase, sha_of  # noqa: E402
+from reasoner.train import chain_accuracy  # noqa: E402
 from results.runs import folder_of, slug, train_once  # noqa: E402
 
 SST = {
