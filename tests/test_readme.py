@@ -3,7 +3,6 @@
 import json
 import re
 import shlex
-from pathlib import Path
 
 import pytest
 from test_train import ROOT, TINY, script
@@ -69,18 +68,49 @@ def figures(value):
     return {s.format(value) for s in shapes} | {s.format(100 * value) for s in shapes[:3]}
 
 
-def test_every_figure_of_the_result_tables_is_in_results():
-    """A figure that was typed instead of measured would stand here alone."""
-    known = set().union(*(figures(json.loads(p.read_text())) for p in Path(ROOT / "results").rglob("*.json")))
-    texts = [README, *((ROOT / x / "README.md").read_text(encoding="utf-8") for x in ("reasoner", "latent_stack"))]
-    for text in texts:
-        part = re.search(r"\n## Results.*?(?=\n## |\Z)", text, re.S)[0]
-        cells = [cell for line in part.splitlines() if line.startswith("|") for cell in line.split("|")[2:]]
-        quoted = {x for cell in cells for x in re.findall(r"(?<![\w.@])\d[\d,]*\.\d+", cell)}
-        if text is README:
-            quoted |= set(re.findall(r"(?<![\w.@])\d+\.\d+", README.split("## Two commands")[0]))
-        assert len(quoted) > 10, "no figures found in the tables: this test reads nothing"
-        assert not sorted(quoted - known)
+def intervals(value):
+    """All (figure, low, high) of a JSON value."""
+    if isinstance(value, list):
+        return [found for v in value for found in intervals(v)]
+    if not isinstance(value, dict):
+        return []
+    found = [x for v in value.values() for x in intervals(v)]
+    if {"median", "min", "max"} <= value.keys():
+        found.append((value["median"], value["min"], value["max"]))
+    for key, ci in value.items():
+        if key.endswith("ci95") and isinstance(ci, list) and len(ci) == 2:
+            numbers = [v for v in value.values() if isinstance(v, int | float)]
+            of = value.get(key[:-5]) if key != "ci95" else value.get("mean", *numbers[:1])
+            found += [(of, *ci)] if isinstance(of, int | float) else []
+    return found
+
+
+NUMBER = r"([+-]?\d+\.\d+)"
+
+
+@pytest.mark.parametrize(
+    "folder,names", [(".", "(?!reasoner|latent)"), ("reasoner", "reasoner"), ("latent_stack", "latent")]
+)
+def test_every_figure_of_the_result_tables_is_in_results(folder, names):
+    """A figure that was typed instead of measured would stand here alone; with its interval it must be one result."""
+    text = (ROOT / folder / "README.md").read_text(encoding="utf-8")
+    paths = [p for p in (ROOT / "results").rglob("*.json") if re.match(names, str(p.relative_to(ROOT / "results")))]
+    results = [json.loads(p.read_text()) for p in paths]
+    known = set().union(*map(figures, results))
+    part = re.search(r"\n## Results.*?(?=\n## |\Z)", text, re.S)[0]
+    cells = [cell for line in part.splitlines() if line.startswith("|") for cell in line.split("|")[2:]]
+    quoted = {x for cell in cells for x in re.findall(r"(?<![\w.@])\d[\d,]*\.\d+", cell)}
+    if folder == ".":
+        quoted |= set(re.findall(r"(?<![\w.@])\d+\.\d+", text.split("## Two commands")[0]))
+    assert len(quoted) > 10, "no figures found in the tables: this test reads nothing"
+    assert not sorted(quoted - known)
+    measured = intervals(results)
+    for cell in cells:
+        for told in re.findall(rf"{NUMBER}%? \((?:95%: )?{NUMBER} to {NUMBER}\)", cell):
+            shapes = [f"{{:.{len(x.partition('.')[2])}f}}" for x in told]
+            wanted = [shape.format(float(x)) for shape, x in zip(shapes, told, strict=True)]
+            assert any([shape.format(scale * v) for shape, v in zip(shapes, found, strict=True)] == wanted
+                       for found in measured for scale in (1, 100)), cell  # fmt: skip
 
 
 @pytest.mark.parametrize("system", ["reasoner", "latent_stack"])
