@@ -5,7 +5,7 @@
     cnn          a news article and its highlights            pairs   two sentences that mean the same
     qa           question and context, and the answer         jsonl   DIR/SPLIT.jsonl, {"input": …, "target": …} a line
 
-Shapes: B examples, L input tokens, T target tokens with BOS and EOS, H width of the encoder.
+Shapes: B pairs, L input tokens, T target tokens with BOS and EOS, H encoder width.
 """
 
 import hashlib
@@ -55,9 +55,9 @@ def paraphrases(split, n, seed=0):
 
     def wording(op, first, second, words, unlike):
         start = rng.choice([s for s in START if s not in unlike])
-        kind = next((k for k in SAME_EVENT if set(k) & set(unlike)), None) or rng.choice(
-            [k for k in SAME_EVENT if k[0] in EVENT[op]]
-        )
+        kind = next((k for k in SAME_EVENT if set(k) & set(unlike)), None)  # that of the first wording
+        if kind is None:
+            kind = rng.choice([k for k in SAME_EVENT if k[0] in EVENT[op]])
         event = rng.choice([s for s in kind if s not in unlike])
         ask = rng.choice([s for s in ASK[op] if s not in unlike])
         filled = (start.format(a=first, **words), event.format(b=second, **words), ask.format(**words))
@@ -84,7 +84,7 @@ def read_jsonl(path, source=("input", "dialogue", "article", "text"), target=("t
     for number, row in parse_lines(path):
         try:
             one = next(row[k] for k in source if isinstance(row.get(k), str))
-            other = next(row[k] for k in (*target, "summary1") if isinstance(row.get(k), str))
+            other = next(row[k] for k in target if isinstance(row.get(k), str))
         except (StopIteration, AttributeError):
             raise UserError(f'{path}:{number}: needs the strings "input" and "target"') from None
         pairs.append(Pair(one.strip(), other.strip()))
@@ -125,11 +125,11 @@ def saved_samsum(folder):
     return found
 
 
-HUB = {  # id, configuration, name of the validation split, how a row becomes a pair
+HUB = {  # id, configuration, name of the validation split, how a row becomes a pair (None: it is none)
     "samsum": ("knkarthick/samsum", None, "validation", lambda r: (r["dialogue"], r["summary"])),
     "cnn": ("abisee/cnn_dailymail", "3.0.0", "validation", lambda r: (r["article"], r["highlights"])),
     "pairs": ("google-research-datasets/paws", "labeled_final", "validation",
-              lambda r: (r["sentence1"], r["sentence2"]) if r["label"] else ("", "")),
+              lambda r: (r["sentence1"], r["sentence2"]) if r["label"] else None),
     "qa": ("rajpurkar/squad", None, "validation",
            lambda r: (f"{r['question']}\n{r['context']}", r["answers"]["text"][0])),
 }  # fmt: skip
@@ -145,7 +145,7 @@ def from_hub(name):
     except Exception as error:  # the libraries below `datasets` raise a dozen types when the Hub is out of reach
         raise UserError(f"could not download {repo} from the Hub ({type(error).__name__}). Without a network: "
                         "--data-dir DIR, or --dataset paraphrase") from error  # fmt: skip
-    read = lambda rows: [Pair(*((x or "").strip() for x in pair(row))) for row in rows]  # noqa: E731
+    read = lambda rows: [Pair(*((x or "").strip() for x in p)) for p in map(pair, rows) if p]  # noqa: E731
     found = {split: without_empty(read(data[split]), f"{repo} {split}")
              for split in {"train", validation, "test"} & set(data)}  # fmt: skip
     if "test" not in found:
@@ -157,7 +157,7 @@ def load_pairs(config):
     """Config -> {"train", "val", "test"} of lists of Pair.
 
     SAMSum from a folder that has no training split trains on its validation split, of which every eighth dialogue is
-    set aside, and on DialogSum where present: all but its test file.
+    set aside, and on DialogSum where present: all files but those with "test" in their name.
     """
     if config.dataset == "paraphrase":
         if config.data_dir:
@@ -167,8 +167,8 @@ def load_pairs(config):
         return {split: paraphrases(split, n, config.seed) for split, n in sizes.items()}
     if config.data_dir and config.dataset == "samsum":
         found = saved_samsum(config.data_dir)
-        extra = [p for path in sorted((Path(config.data_dir) / "dialogsum").glob("*.jsonl")) if path.stem != "test"
-                 for p in read_jsonl(path)]  # fmt: skip
+        beside = sorted((Path(config.data_dir) / "dialogsum").glob("*.jsonl"))
+        extra = [p for path in beside if "test" not in path.stem.lower() for p in read_jsonl(path)]
         if "validation" not in found:
             whole = found["train"]
             found |= {"validation": whole[::10], "train": [p for i, p in enumerate(whole) if i % 10]}
@@ -213,13 +213,13 @@ class Batch:
 
     input_ids  (B, L) int64, padded        hidden  (B, L, H) fp32, or None
     seen       (B, L) bool, True = a token
-    share      float: target tokens of the whole optimiser step, what summed losses are divided by
+    n_targets  float: target tokens of the whole optimiser step, what summed losses are divided by
     """
 
     input_ids: torch.Tensor
     seen: torch.Tensor
     tokens: torch.Tensor
-    share: float
+    n_targets: float
     hidden: torch.Tensor | None = None
 
     @property
@@ -237,6 +237,21 @@ def padded(rows, value):
     return torch.nn.utils.rnn.pad_sequence([torch.tensor(r) for r in rows], batch_first=True, padding_value=value)
 
 
+def read_states(path, shape, rows=2**16):
+    """File of the cache -> its states, a memory-mapped fp16 array of `shape`; read through once, `rows` at a time.
+
+    A UserError where it is damaged.
+    """
+    try:
+        states = np.load(path, mmap_mode="r")
+        whole = states.shape == shape and states.dtype == np.float16
+    except (OSError, ValueError, EOFError):
+        whole = False
+    if not whole or not all(np.isfinite(states[i : i + rows]).all() for i in range(0, len(states), rows)):
+        raise UserError(f"{path} is damaged; delete it, and the encoder's states are computed again")
+    return states
+
+
 class Encoded:
     """A split as token ids; what is cut off is told."""
 
@@ -245,8 +260,8 @@ class Encoded:
         self.inputs, cut = model.encoder_ids([p.input for p in pairs])
         targets = model.decoder_tokenizer([p.target for p in pairs], add_special_tokens=False)["input_ids"]
         # a target that is cut off does not end where it was cut
-        self.targets = [[model.bos, *ids[: config.max_target], *[model.eos] * (len(ids) <= config.max_target)]
-                        for ids in targets]  # fmt: skip
+        end = lambda ids: [model.eos] if len(ids) <= config.max_target else []  # noqa: E731
+        self.targets = [[model.bos, *ids[: config.max_target], *end(ids)] for ids in targets]
         long = sum(len(ids) > config.max_target for ids in targets)
         for n, what, option, limit in ((cut, "inputs", "max-input", model.max_input),
                                        (long, "targets", "max-target", config.max_target)):  # fmt: skip
@@ -259,51 +274,56 @@ class Encoded:
         return len(self.pairs)
 
     def cache(self, folder=CACHE, progress=None):
-        """Keep the frozen encoder's states of this split on disk: fp16, named by the encoder and all input tokens."""
+        """Keep the frozen encoder's states of this split on disk: fp16, named by the encoder and all input tokens.
+
+        A UserError where the disk is too small or a state too large for fp16, and of a file that is damaged.
+        """
         key = json.dumps([self.model.config.encoder_hash, self.inputs])
         path = Path(folder) / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npy"
         offset = np.concatenate([[0], np.cumsum([len(r) for r in self.inputs])])
+        shape = (int(offset[-1]), self.model.config.encoder_dim)
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = path.with_suffix(f".{os.getpid()}.tmp")
-            shape = (int(offset[-1]), self.model.config.encoder_dim)
-            size, free = 2 * shape[0] * shape[1], shutil.disk_usage(path.parent).free
+            size, free = 2 * shape[0] * shape[1] / 2**30, shutil.disk_usage(path.parent).free / 2**30
             if size > 0.9 * free:  # a memory-mapped file on a full disk kills the process instead of raising
                 raise UserError(
-                    f"the encoder's states need {size / 1e9:.1f} GB in {path.parent}, where {free / 1e9:.1f} GB are "
-                    "free; --no-cache does without them, --n-train takes fewer pairs"
+                    f"the encoder's states need {size:.1f} GiB in {path.parent}, where {free:.1f} GiB are free; "
+                    "--no-cache does without them, --n-train takes fewer pairs"
                 )
+            if size > 1:
+                print(f"the encoder's states take {size:.1f} GiB in {path.parent}; --no-cache does without them")
             try:
                 states = np.lib.format.open_memmap(temporary, "w+", np.float16, shape)
                 order = np.argsort([len(r) for r in self.inputs], kind="stable")
                 for i in (progress or (lambda x: x))(range(0, len(order), 32)):
                     index = order[i : i + 32]
                     ids, seen = self.model.pad([self.inputs[j] for j in index])
-                    hidden = self.model.hidden(ids, seen).float().cpu().numpy()
+                    hidden = self.model.hidden(ids, seen).half().cpu()
+                    if not hidden[seen].isfinite().all():
+                        raise UserError(
+                            "the encoder's states are too large for the cache's half precision; give --no-cache"
+                        )
                     for row, j in enumerate(index):
-                        states[offset[j] : offset[j + 1]] = hidden[row, : len(self.inputs[j])]
-                if not np.isfinite(states).all():
-                    raise UserError(
-                        "the encoder's states are too large for the cache's half precision; give --no-cache"
-                    )
+                        states[offset[j] : offset[j + 1]] = hidden[row, : len(self.inputs[j])].numpy()
                 states.flush()
                 temporary.replace(path)
             except OSError as error:
                 raise UserError(f"could not write {path} ({error.strerror}); --no-cache does without it") from None
             finally:
                 temporary.unlink(missing_ok=True)
-        self.states, self.offset = np.load(path, mmap_mode="r"), offset
+        self.states, self.offset = read_states(path, shape), offset
         return self
 
-    def batch(self, index, share=None):
-        """Pairs `index` (B,) -> Batch."""
+    def batch(self, index, n_targets=None):
+        """Pairs `index` (B,) -> Batch; `n_targets`: those of the whole optimiser step, where it is more than these."""
         ids, seen = self.model.pad([self.inputs[i] for i in index])
         hidden = None
         if self.states is not None:
             rows = [torch.from_numpy(np.array(self.states[self.offset[i] : self.offset[i + 1]])).float() for i in index]
             hidden = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
         tokens = padded([self.targets[i] for i in index], -1)
-        return Batch(ids, seen, tokens, share or self.total(index), hidden)
+        return Batch(ids, seen, tokens, n_targets or self.total(index), hidden)
 
     def total(self, index):
         """Target tokens that are predicted: all but BOS."""

@@ -8,7 +8,8 @@ The prefix is the only way from the input to the output. What is trained is pool
 expansion, and LoRA if asked for. A checkpoint holds that, and the mean and spread of pooled training texts, which are
 taken off before the compression.
 
-Shapes: B texts, L input tokens, H encoder width, D idea, P prefix length, E language-model width, T target tokens.
+Shapes: B texts, L input tokens, H encoder width, D idea, P prefix length, E language-model width, T target tokens with
+BOS and EOS, V vocabulary of the language model.
 """
 
 import copy
@@ -18,13 +19,14 @@ import math
 import os
 import warnings
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from huggingface_hub import PyTorchModelHubMixin
+from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 
 from config import UserError
 from latent_stack.config import StackConfig
@@ -159,23 +161,23 @@ class BagOfWords:
     A soft token names words by its cosine with their embeddings, beside how common they are; the loss is minus the log
     likelihood of the target's distinct tokens under the mean of the P distributions, BOS and EOS left out. Zhao et al.
     (2017, arXiv 1703.10960) brought such a loss in against decoders that learn to do without their latent.
-    V: distinct tokens of all targets.
+    W: distinct tokens of all targets.
     """
 
     SHARPNESS = 12.0  # of a cosine as a logit: 1 against 0 is a factor of e^12, more than the vocabulary has words
 
-    def __init__(self, targets, lm, marks=()):
-        """`targets`: lists of ids as in `Encoded.targets`; `marks`: ids that are no words."""
+    def __init__(self, targets, lm, special_ids=()):
+        """`targets`: lists of ids as in `Encoded.targets`; `special_ids`: those that are no words."""
         embedding = lm.get_input_embeddings().weight.detach()
         self.size, count = len(embedding), torch.zeros(len(embedding))
         for ids in targets:
-            count[sorted(set(ids) - set(marks))] += 1
-        self.ids = count.nonzero()[:, 0].to(embedding.device)  # (V,)
-        self.common = (count[self.ids.cpu()] / len(targets)).log().to(embedding.device)  # (V,)
-        self.directions = F.normalize(embedding[self.ids].float(), dim=-1)  # (V, E)
+            count[sorted(set(ids) - set(special_ids))] += 1
+        self.ids = count.nonzero()[:, 0].to(embedding.device)  # (W,)
+        self.common = (count[self.ids.cpu()] / len(targets)).log().to(embedding.device)  # (W,)
+        self.directions = F.normalize(embedding[self.ids].float(), dim=-1)  # (W, E)
 
     def bags(self, tokens):
-        """Target tokens (B, T), -1 where there is none -> (B, V), 1 where a target has the token."""
+        """Target tokens (B, T), -1 where there is none -> (B, W), 1 where a target has the token."""
         bag = self.common.new_zeros(len(tokens), 1 + self.size).scatter_(1, tokens + 1, 1.0)
         return bag[:, 1 + self.ids]
 
@@ -183,7 +185,7 @@ class BagOfWords:
         """Soft tokens (B, P, E), target tokens (B, T) -> the loss, summed over texts and their distinct tokens."""
         with torch.autocast(prefix.device.type, enabled=False):
             logits = self.SHARPNESS * (F.normalize(prefix.float(), dim=-1) @ self.directions.T) + self.common
-            likelihood = logits.log_softmax(-1).logsumexp(1) - math.log(prefix.size(1))  # (B, V)
+            likelihood = logits.log_softmax(-1).logsumexp(1) - math.log(prefix.size(1))  # (B, W)
             return -(self.bags(tokens) * likelihood).sum()
 
 
@@ -197,9 +199,12 @@ class LatentStack(Stored, nn.Module, PyTorchModelHubMixin, library_name="nanojep
     """
 
     def __init__(self, config: StackConfig, backbones=None):
-        """`backbones`: ((encoder, tokenizer), (language model, tokenizer)), instead of loading what config names."""
+        """`backbones`: ((encoder, tokenizer), (language model, tokenizer)), instead of loading what config names.
+
+        `self.config` is a copy of `config` with the backbones' revisions, widths and hashes filled in.
+        """
         super().__init__()
-        self.config = config
+        self.config = self._hub_mixin_config = config = replace(config)
         if backbones is None:
             encoder, tokenizer, config.encoder_revision = load_backbone(
                 "encoder", config.encoder, config.encoder_revision
@@ -209,12 +214,18 @@ class LatentStack(Stored, nn.Module, PyTorchModelHubMixin, library_name="nanojep
             )
             backbones = (encoder, tokenizer), (lm, lm_tokenizer)
         (encoder, self.encoder_tokenizer), (lm, self.decoder_tokenizer) = backbones
+        if getattr(encoder.config, "is_encoder_decoder", False):  # T5, BART: their decoder is not read
+            encoder = encoder.get_encoder()
         H, E, D = encoder.config.hidden_size, lm.get_input_embeddings().weight.size(1), config.latent_dim
         self.check(encoder, lm, H, E)
-        self.bos, self.eos = self.marks()
+        self.bos, self.eos = self.special_ids()
         if self.encoder_tokenizer.pad_token_id is None:
             raise UserError(
                 f"encoder {config.encoder}: its tokenizer has no padding token; take an encoder that has one"
+            )
+        if not self.encoder_tokenizer.is_fast:  # only a fast one tells which texts it has cut
+            raise UserError(
+                f"encoder {config.encoder}: its tokenizer is written in Python; take one with a tokenizer.json"
             )
         # RoBERTa's positions begin at 2, which only its tokenizer's own limit tells
         window = min(getattr(encoder.config, "max_position_embeddings", None) or config.max_input,
@@ -236,7 +247,8 @@ class LatentStack(Stored, nn.Module, PyTorchModelHubMixin, library_name="nanojep
         self.middle = Middle(config)
         self.expand = nn.Sequential(nn.LayerNorm(D), nn.Dropout(config.dropout), nn.Linear(D, config.middle_hidden),
                                     nn.GELU(), nn.Linear(config.middle_hidden, config.prefix_len * E))  # fmt: skip
-        # soft tokens begin at the size of real ones; a constant of the backbone, so no part of the checkpoint
+        # soft tokens are measured in the spread of real ones, and begin at about a fifth of it; a constant of the
+        # backbone, so no part of the checkpoint
         self.prefix_scale = float(lm.get_input_embeddings().weight.float().std())
         if config.lora_encoder:
             encoder = with_lora(encoder, config.lora_encoder)
@@ -244,10 +256,30 @@ class LatentStack(Stored, nn.Module, PyTorchModelHubMixin, library_name="nanojep
             lm = with_lora(lm, config.lora_decoder)
         self.backbones = Unregistered(encoder=encoder, lm=lm)
         self.bag_of_words = None  # a BagOfWords while it is trained with one
-        self.folded = []  # the language model with its LoRA folded in, once it has spoken
         lora = {f"{name}.{k}".replace(".", "/"): p for name, m in (("encoder", encoder), ("lm", lm))
                 for k, p in m.named_parameters() if p.requires_grad}  # fmt: skip
         self.lora = nn.ParameterDict(lora)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **options):
+        """A run's folder or a repository on the Hub -> stack in eval mode; a UserError says what was tried.
+
+        `options`: map_location, and those of the Hub: revision, cache_dir, force_download, token, local_files_only.
+        """
+        name = str(pretrained_model_name_or_path)
+        if os.path.isdir(name):
+            read_config(name, StackConfig, f"python -m latent_stack.train --run {name}")
+        try:
+            if not os.path.isdir(name):  # the mixin goes on without a configuration where the Hub has none
+                hub = {k: v for k, v in options.items() if k not in ("map_location", "config")}
+                hf_hub_download(name, "config.json", **hub)
+            return super().from_pretrained(name, **options)
+        except UserError:
+            raise
+        except Exception as error:  # a dozen types: no network, no such name, a file missing, no name of a repository
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{name} cannot be loaded ({type(error).__name__}: {reason}). Tried: {name} as a folder"
+                            + ("" if os.path.isdir(name) else ", then the Hugging Face Hub")) from error  # fmt: skip
 
     # ---- the backbones
 
@@ -266,7 +298,7 @@ class LatentStack(Stored, nn.Module, PyTorchModelHubMixin, library_name="nanojep
             setattr(config, f"{name}_hash", now)
         config.encoder_dim, config.decoder_dim = H, E
 
-    def marks(self):
+    def special_ids(self):
         """Ids of BOS and EOS of the language model; one may stand in for the other, both missing is an error."""
         t, name = self.decoder_tokenizer, self.config.decoder
         bos, eos = t.bos_token_id, t.eos_token_id
@@ -286,14 +318,12 @@ class LatentStack(Stored, nn.Module, PyTorchModelHubMixin, library_name="nanojep
 
     def _apply(self, fn, recurse=True):
         """`to`, `half` and the like: the backbones move along."""
-        self.folded.clear()
         for backbone in vars(self.backbones).values():
             backbone._apply(fn)
         return super()._apply(fn, recurse)
 
     def train(self, mode=True):
         """The trained pieces; the backbones stay in eval mode."""
-        self.folded.clear()
         for backbone in vars(self.backbones).values():
             backbone.eval()
         return super().train(mode)
@@ -350,7 +380,7 @@ class LatentStack(Stored, nn.Module, PyTorchModelHubMixin, library_name="nanojep
         return self.expand(z_out).view(len(z_out), self.config.prefix_len, -1) * self.prefix_scale
 
     def logits(self, prefix, tokens):
-        """Soft tokens (B, P, E), BOS y1 … yT (B, T+1) -> logits (B, T+1, V) of the token after each."""
+        """Soft tokens (B, P, E), BOS y1 … without EOS (B, T-1) -> logits (B, T-1, V) of the token after each."""
         own = self.lm.get_input_embeddings()(tokens)  # in its precision: under autocast the prefix is in half
         x = torch.cat((prefix.to(own.dtype), own), 1)
         return self.lm(inputs_embeds=x, use_cache=False, logits_to_keep=tokens.size(1)).logits
@@ -364,7 +394,7 @@ class LatentStack(Stored, nn.Module, PyTorchModelHubMixin, library_name="nanojep
         loss = self.token_loss(prefix, batch)
         metrics = {"loss": loss.detach()}
         if self.training and self.bag_of_words is not None:
-            words = self.bag_of_words(prefix, batch.tokens) / batch.share
+            words = self.bag_of_words(prefix, batch.tokens) / batch.n_targets
             loss, metrics["words"] = loss + self.config.words_weight * words, words.detach()
         return loss, metrics
 
@@ -373,10 +403,11 @@ class LatentStack(Stored, nn.Module, PyTorchModelHubMixin, library_name="nanojep
         return self.prefix(self.think(self.idea(*self.encoded(batch))))
 
     def token_loss(self, prefix, batch):
-        """Soft tokens (B, P, E), Batch -> cross-entropy of the targets behind them, summed, over `share`: a scalar."""
+        """Soft tokens (B, P, E), Batch -> cross-entropy of the targets behind them, summed, over `n_targets`: ()."""
         given, wanted = batch.tokens[:, :-1].clamp(min=0), batch.tokens[:, 1:]  # padding is behind, and causal
         logits = self.logits(prefix, given).float()
-        return F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=-1, reduction="sum") / batch.share
+        total = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=-1, reduction="sum")
+        return total / batch.n_targets
 
     # ---- use
 
@@ -386,6 +417,8 @@ class LatentStack(Stored, nn.Module, PyTorchModelHubMixin, library_name="nanojep
         if isinstance(texts, str) or not len(texts):
             raise UserError("encode wants a list of texts, one or more")
         for i, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise UserError(f"text {i + 1} of {len(texts)} is no text but a {type(text).__name__}")
             if not text.strip():
                 raise UserError(f"text {i + 1} of {len(texts)} is empty: there is nothing to make an idea of")
         ids, cut = self.encoder_ids(list(texts))
@@ -412,13 +445,11 @@ class LatentStack(Stored, nn.Module, PyTorchModelHubMixin, library_name="nanojep
 
     @contextmanager
     def speaker(self, adapted=True):
-        """The language model as it speaks: its LoRA folded into a copy, kept until `train` or a move; or without it."""
+        """The language model as it speaks: its LoRA folded into a copy that is dropped at the end; or without it."""
         if not self.config.lora_decoder:
             yield self.lm
         elif adapted:
-            if not self.folded:
-                self.folded.append(copy.deepcopy(self.lm).merge_and_unload())
-            yield self.folded[0]
+            yield copy.deepcopy(self.lm).merge_and_unload()
         else:
             with self.lm.disable_adapter():
                 yield self.lm
@@ -428,11 +459,11 @@ class LatentStack(Stored, nn.Module, PyTorchModelHubMixin, library_name="nanojep
         """Soft tokens (B, P, E) -> list of B str: what the language model writes behind them and BOS."""
         bos = self.lm.get_input_embeddings()(torch.full((len(prefix), 1), self.bos, device=prefix.device))
         x, texts = torch.cat((prefix.to(bos.dtype), bos), 1), []
-        for part in x.split(batch_size):
-            seen = torch.ones(part.shape[:2], dtype=torch.long, device=part.device)
-            with self.speaker(adapted) as lm:
+        with self.speaker(adapted) as lm:
+            for part in x.split(batch_size):
+                seen = torch.ones(part.shape[:2], dtype=torch.long, device=part.device)
                 ids = lm.generate(inputs_embeds=part, attention_mask=seen, **self.greedy(max_new_tokens))
-            texts += [t.strip() for t in self.decoder_tokenizer.batch_decode(ids, skip_special_tokens=True)]
+                texts += [t.strip() for t in self.decoder_tokenizer.batch_decode(ids, skip_special_tokens=True)]
         return texts
 
     def greedy(self, max_new_tokens=None):

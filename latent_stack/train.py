@@ -32,10 +32,11 @@ def teach_words(model, data, config, device, quiet=False):
     """`words_epochs` passes with the bag-of-words loss alone, in fp32: ideas reach the soft tokens before the language
     model is asked. An optimiser of its own, the schedule of the rest; every process does the same. -> dict for the log.
 
-    With the encoder's states at hand a pass over 1,000 pairs takes seconds, else the encoder reads everything anew.
+    Steps of 32 pairs, whatever --cache: with the encoder's states at hand a pass over 1,000 pairs takes seconds, else
+    the encoder reads everything anew, in micro-batches of the size of the rest.
     """
-    began, losses = time.perf_counter(), []
-    batch_size = max(1, config.batch_size // config.grad_accum) if data.states is None else 32
+    began, losses, batch_size = time.perf_counter(), [], 32
+    micro = batch_size if data.states is not None else max(1, config.batch_size // config.grad_accum)
     optimizer = make_optimizer(model, config)
     orders = [epoch_order(data.length, batch_size, config.seed, epoch) for epoch in range(config.words_epochs)]
     batches = [index for order in orders for index in order]
@@ -43,14 +44,17 @@ def teach_words(model, data, config, device, quiet=False):
     for step, index in enumerate(tqdm(batches, desc="words of the targets", unit="step", disable=quiet)):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, len(batches), config)
-        batch = data.batch(index).to(device.device)
-        loss = model.bag_of_words(model.prefix_of(batch), batch.tokens) / batch.share
-        loss.backward()
+        n_targets, loss = data.total(index), 0.0
+        for i in range(0, len(index), micro):
+            batch = data.batch(index[i : i + micro], n_targets).to(device.device)
+            part = model.bag_of_words(model.prefix_of(batch), batch.tokens) / n_targets
+            part.backward()
+            loss += part.detach()
         if config.grad_clip:
             torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(loss.detach())
+        losses.append(loss)
     last = torch.stack(losses[-len(orders[-1]) :]).mean().item()
     return {"words_loss": last, "words_seconds": round(time.perf_counter() - began, 1)}
 
@@ -62,12 +66,12 @@ def validation_loss(model, data, config, device, batch_size=32):
     Without a difference between the two, the language model has learned the style of the targets and no content.
     """
     model.eval()
-    total, share = defaultdict(float), data.total(range(len(data)))
+    total, n_targets = defaultdict(float), data.total(range(len(data)))
     order = np.random.default_rng(0).permutation(len(data))
     with device.autocast():
-        before = model.prefix_of(data.batch(order[-1:], share).to(device.device))  # of the text before
+        before = model.prefix_of(data.batch(order[-1:], n_targets).to(device.device))  # of the text before
         for i in range(0, len(order), batch_size):
-            batch = data.batch(order[i : i + batch_size], share).to(device.device)
+            batch = data.batch(order[i : i + batch_size], n_targets).to(device.device)
             own = model.prefix_of(batch)
             total["loss"] += model.token_loss(own, batch)
             total["loss_shuffled"] += model.token_loss(torch.cat((before, own[:-1])), batch)
@@ -100,6 +104,7 @@ def main():
     pairs = load_pairs(config)
     torch.manual_seed(config.seed)
     model = LatentStack(config).to(device.device)
+    config = model.config  # with the backbones' revisions, widths and hashes
     say(f"device     {device.why}")
     say(
         f"data       {config.dataset}: {', '.join(f'{len(v):,} {k}' for k, v in pairs.items())} pairs"
@@ -143,7 +148,7 @@ def main():
         summary |= {k: v for k, v in first.items() if k.startswith("words_")}
         summary = {"n_params": model.n_params(), **summary, "device": device.why, "torch": torch.__version__}
         for kind, suffix in (("own", ""), ("shuffled", "_shuffled")):
-            for name in (k for k in measured[kind]):
+            for name in measured[kind]:
                 summary[f"{name}{suffix}"] = measured[kind][name]["mean"]
                 summary[f"{name}{suffix}_ci95"] = measured[kind][name]["ci95"]
         minutes = round((time.perf_counter() - began) / 60, 2)  # of this process, from its first line to here
