@@ -35,7 +35,7 @@ from reasoner.train import chain_accuracy, right
 NOISE = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 LATENT_NOISE = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
 SHOTS = (0, 1, 5, 8)
-MOST_FORCED = 400  # examples of `containment`, where every step of a chain is a rollout of its own
+MOST_FORCED, FORCED_STEPS = 400, 16  # `containment`: examples, and steps of a chain, each a rollout of its own
 
 
 @dataclass
@@ -336,7 +336,8 @@ def containment(models, items, config):
     largest_change       Pair: of any latent of the chain when all chain tokens in the row are others; bit-equal is 0
     teacher_forced       Pair, the control: the same gradient where the tokens *are* read, as in training
     after_a_wrong_token  baseline: share of later chain tokens that are right after one wrong token is fed back, at
-                         each step in turn; mean over examples. The wrong tokens are the same for all
+                         each step in turn, of long chains at 16 steps; mean over examples. The wrong tokens are the
+                         same for all
     after_a_wrong_latent Pair: the same after one latent is exchanged for another word's embedding
     undisturbed          the share without the disturbance
     less_the_first_run   after_a_wrong_…, less the first run's, paired over examples
@@ -347,15 +348,17 @@ def containment(models, items, config):
         rng, row = random.Random(config.seed), {"examples": len(items)}
         slots = model.config.thoughts if model.config.model == "coconut" else 0
         data = Encoded(items, model.tokenizer, model.config.block_size, "test", slots)
-        batch = data.batch(list(range(min(len(data), 200)))).to(next(iter(parameters(model))).device)
+        device, n = next(iter(parameters(model))).device, min(len(data), 200)
+        batches = [data.batch(range(i, min(i + 16, n))).to(device) for i in range(0, n, 16)]
         if isinstance(model, Pair):
-            row |= contained(model.reasoner, batch)
+            found = [contained(model.reasoner, batch) for batch in batches]
+            row |= {key: max(x[key] for x in found) for key in found[0]}
             print(f"{name}: largest gradient of a latent with respect to a chain token {row['gradient']:g} "
                   f"(where tokens are read, {row['teacher_forced']:.3g}); largest change when all tokens are others "
                   f"{row['largest_change']:g}")  # fmt: skip
         else:
             states = model.thinking if slots else lambda x, batch, m=model: m.states(x, places(x))[0]
-            row["gradient"] = read_gradient(states, model.embed(batch.tokens), batch)
+            row["gradient"] = max(read_gradient(states, model.embed(batch.tokens), batch) for batch in batches)
             print(f"{name}: largest gradient of a state with respect to a chain token before it {row['gradient']:.3g}")
         key = "after_a_wrong_latent" if isinstance(model, Pair) else "after_a_wrong_token"
         shares, clean, row["later_tokens"] = spread(model, items, rng)
@@ -406,8 +409,8 @@ def contained(reasoner, batch):
 
 
 def spread(model, items, rng):
-    """One wrong token, or latent, at every step in turn -> for each item the share of later tokens that are right, and
-    the share without it; the number of later tokens in all.
+    """One wrong token, or latent, at a step, all or 16 in turn -> for each item the share of later tokens that are
+    right, and the share without it; the number of later tokens in all.
 
     A Pair's chain is read by the nearest embedding, so that no Talker can mend it.
     """
@@ -422,7 +425,8 @@ def spread(model, items, rng):
         return model.reasoner.nearest(latents).masked_fill(latents.abs().sum(-1) == 0, -2).tolist()
 
     clean, kept, whole = say(), [[] for _ in gold], [[] for _ in gold]
-    for at in range(max(map(len, gold)) - 1):
+    last = max(map(len, gold)) - 2
+    for at in sorted({round(x) for x in np.linspace(0, last, min(last + 1, FORCED_STEPS))}):
         wrong = torch.tensor([rng.choice([i for i in range(t.n_text) if i != g[min(at, len(g) - 1)]]) for g in gold])
 
         def forced(step, now, at=at, wrong=wrong):
