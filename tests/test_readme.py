@@ -59,13 +59,13 @@ def test_every_file_that_the_readme_links_exists():
 
 
 def figures(value):
-    """All ways in which README may round a number of results/."""
+    """All ways in which README may round a number of results/, without its sign."""
     if isinstance(value, dict | list):
         return {text for v in (value.values() if isinstance(value, dict) else value) for text in figures(v)}
     if isinstance(value, bool) or not isinstance(value, int | float):
         return set()
     shapes = ("{:.0f}", "{:.1f}", "{:.2f}", "{:.3f}", "{:.4f}", "{:,.0f}")
-    return {s.format(value) for s in shapes} | {s.format(100 * value) for s in shapes[:3]}
+    return {s.format(abs(value)) for s in shapes} | {s.format(100 * abs(value)) for s in shapes[:3]}
 
 
 def intervals(value):
