@@ -63,6 +63,8 @@ def main(argv=None):
         args.json = ROOT / "results/latent_settings.json"
     args.data_dir = args.data_dir and str(Path(args.data_dir).resolve())
     rows = {name: {"options": SETTINGS[name]} | train(name, SETTINGS[name], args) for name in args.only}
+    for row in rows.values():
+        row["val_loss_difference"] = row["val_loss_shuffled"] - row["val_loss"]
     about = {"options": args.options, "data": "samsum" if args.data_dir else "paraphrase"}
     write_json(args.json, about | {"preset": PRESETS["quick"].values, "settings": rows})
 
@@ -72,7 +74,7 @@ def main(argv=None):
         rouge = [f"{row[k]:.3f} ({row[f'{k}_ci95'][0]:.3f} to {row[f'{k}_ci95'][1]:.3f})" for k in
                  ("rougeL", "rougeL_shuffled")]  # fmt: skip
         print(f"| {name} | {row['n_params'] / 1e6:.1f}M | {row['val_loss']:.3f} | "
-              f"{row['val_loss_shuffled'] - row['val_loss']:+.3f} | {rouge[0]} | {rouge[1]} |")  # fmt: skip
+              f"{row['val_loss_difference']:+.3f} | {rouge[0]} | {rouge[1]} |")  # fmt: skip
 
 
 if __name__ == "__main__":
