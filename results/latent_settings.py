@@ -73,7 +73,7 @@ def main(argv=None):
     for name, row in rows.items():
         rouge = [f"{row[k]:.3f} ({row[f'{k}_ci95'][0]:.3f} to {row[f'{k}_ci95'][1]:.3f})" for k in
                  ("rougeL", "rougeL_shuffled")]  # fmt: skip
-        print(f"| {name} | {row['n_params'] / 1e6:.1f}M | {row['val_loss']:.3f} | "
+        print(f"| {name} | {row['n_params']:,} | {row['val_loss']:.3f} | "
               f"{row['val_loss_difference']:+.3f} | {rouge[0]} | {rouge[1]} |")  # fmt: skip
 
 
