@@ -349,6 +349,7 @@ def containment(models, items, config):
         slots = model.config.thoughts if model.config.model == "coconut" else 0
         data = Encoded(items, model.tokenizer, model.config.block_size, "test", slots)
         device, n = next(iter(parameters(model))).device, min(len(data), 200)
+        # 16 rows at once: the gradient through a chain keeps the keys and values of its every step
         batches = [data.batch(range(i, min(i + 16, n))).to(device) for i in range(0, n, 16)]
         if isinstance(model, Pair):
             found = [contained(model.reasoner, batch) for batch in batches]

@@ -4,6 +4,7 @@
     python results/collect.py reasoner-quick out/reasoner-quick
     python results/collect.py reasoner-quick/coupled out/reasoner-coupled
     python results/collect.py reasoner-cfg out/reasoner-cfg
+    python results/collect.py reasoner-gsm8k out/reasoner-gsm8k
     python results/collect.py latent-quick out/latent-quick
 
 writes results/quick/: the JSON and figures of the first run, and seeds.json with the mean and standard deviation
