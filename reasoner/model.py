@@ -438,7 +438,8 @@ class Coupled(Tokenized, nn.Module, PyTorchModelHubMixin, library_name="nanojepa
         if R:
             place = batch.start[:, None] + column[:R]  # (B, R)
             causal = torch.ones(R, R, dtype=torch.bool, device=x.device).tril().expand(B, R, R)
-            mask = torch.cat((seen[:, None].expand(B, R, seen.size(1)), causal), -1)[:, None]  # (B, 1, R, prompt + thoughts + R)
+            # (B, 1, R, prompt + thoughts + R): who of a chain sees whom
+            mask = torch.cat((seen[:, None].expand(B, R, seen.size(1)), causal), -1)[:, None]
             h = self.states(x[row, place.clamp(max=T - 1)], place, mask, cache)[1]
             states = states.index_put((row, place), h)
         return states[:, :T]
