@@ -27,6 +27,7 @@ import data as questions
 from config import Config, UserError, atomic
 from data import answer_text, epoch_order, load_splits, train_tokenizer
 
+MOST_READ = 100_000  # examples that a BPE is trained on
 SHARE = {"train": 0.8, "val": 0.1, "test": 0.1}  # of all possible trees and strings
 
 
@@ -184,23 +185,36 @@ HUB = (  # id, configuration, column, share of the passages
 )
 
 
-def passages(split, config):
-    """Plain text: DIR/*.txt (passages between empty lines) and DIR/*.jsonl ("text"); or C4, WikiText, maths, streamed.
+@dataclass(frozen=True)
+class Passages:
+    """Plain text of one split, read anew whenever it is gone through: a large corpus is never in memory.
 
+    DIR/*.txt (passages between empty lines) and DIR/*.jsonl ("text"); or C4, WikiText and maths, streamed from the Hub.
     A passage belongs to one split by its own text, so that a passage that comes twice cannot be in two.
     """
-    if config.data_dir:
-        files = sorted(p for p in Path(config.data_dir).glob("*") if p.suffix in (".txt", ".jsonl"))
-        if not files:
-            raise UserError(f"{config.data_dir}: holds no .txt and no .jsonl file")
-        rows = (text for path in files for text in _passages_of(path))
-    else:
-        rows = _streamed(config)
-    n = config.n_train if split == "train" else config.n_eval
-    found = [Item("", text) for text in islice((t for t in rows if split_of(t) == split), n)]
-    if not found:
-        raise UserError(f"{config.data_dir or 'the Hub'}: too few passages; none falls into the {split} split")
-    return found
+
+    split: str
+    n: int  # passages at most
+    seed: int
+    files: tuple = ()  # (path, bytes, time of the last change); none: the Hub
+
+    def __iter__(self):
+        rows = (text for path, *_ in self.files for text in _passages_of(Path(path))) if self.files else _streamed(self)
+        found = -1
+        for found, text in enumerate(islice((t for t in rows if split_of(t) == self.split), self.n)):  # noqa: B007
+            yield Item("", text)
+        if found < 0:
+            source = Path(self.files[0][0]).parent if self.files else "the Hub"
+            raise UserError(f"{source}: too few passages; none falls into the {self.split} split")
+
+
+def passages(split, config):
+    """Config -> Passages of its folder or of the Hub."""
+    paths = sorted(p for p in Path(config.data_dir).glob("*") if p.suffix in (".txt", ".jsonl"))
+    if config.data_dir and not paths:
+        raise UserError(f"{config.data_dir}: holds no .txt and no .jsonl file")
+    files = tuple((str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in paths) if config.data_dir else ()
+    return Passages(split, config.n_train if split == "train" else config.n_eval, config.seed, files)
 
 
 def _passages_of(path):
@@ -217,13 +231,14 @@ def _passages_of(path):
     yield from (p.strip() for p in re.split(r"\n\s*\n", whole) if p.strip())
 
 
-def _streamed(config):
+def _streamed(passages):
     from datasets import interleave_datasets, load_dataset
 
     try:
         parts = [load_dataset(name, part, split="train", streaming=True).select_columns(column)
                  for name, part, column, _ in HUB]  # fmt: skip
-        mixed = interleave_datasets(parts, [share for *_, share in HUB], seed=config.seed)
+        mixed = interleave_datasets(parts, [share for *_, share in HUB], seed=passages.seed,
+                                    stopping_strategy="all_exhausted_without_replacement")  # fmt: skip
         yield from (row["text"] for row in mixed if row["text"].strip())
     except UserError:
         raise
@@ -234,7 +249,7 @@ def _streamed(config):
 
 
 def load_items(split, config):
-    """Config -> list of Item of one split."""
+    """Config -> list of Item of one split; text: Passages."""
     if config.dataset in ("tree", "cfg"):
         n = config.n_train if split == "train" else config.n_eval
         return (trees if config.dataset == "tree" else derivations)(split, n, config)
@@ -276,7 +291,7 @@ def make_tokenizer(config, items):
         return Words([*map(str, range(config.labels)), ";", "root", "goal", ":"])
     if config.dataset == "cfg":
         return Words([*TERMINALS, *(f"{x}{i}" for x in grammar(config.levels) for i in (1, 2)), ":"])
-    return train_tokenizer(config.tokenizer, [questions.Example(x.prompt, x.chain) for x in items])
+    return train_tokenizer(config.tokenizer, (questions.Example(x.prompt, x.chain) for x in islice(items, MOST_READ)))
 
 
 def load_tokenizer(config, folder):
@@ -336,14 +351,9 @@ class Batch:
 class Encoded:
     """A split as arrays of token ids. `slots` places for continuous thoughts stand between prompt and chain."""
 
-    def __init__(self, items, tokenizer, block_size, where="data", slots=0, cut=False):
-        """Examples that do not fit `block_size` are left out, counted and told; or `cut`, as far as they fit."""
+    def __init__(self, items, tokenizer, block_size, where="data", slots=0):
+        """Examples that do not fit `block_size` are left out, counted and told."""
         prompts, chains = (tokenizer.encode([getattr(x, name) for x in items]) for name in ("prompt", "chain"))
-        if cut:
-            long = sum(len(c) > block_size - 2 for c in chains)
-            if long:
-                print(f"{where}: {long} of {len(chains)} passages cut off at --block-size {block_size}")
-            chains = [c[: block_size - 2] for c in chains]
         rows = [([*(p or [tokenizer.ans]), *[tokenizer.pred] * slots], [*c, tokenizer.eos])
                 for p, c in zip(prompts, chains, strict=True)]  # fmt: skip
         fits = [len(p) + len(c) <= block_size for p, c in rows]
@@ -364,6 +374,10 @@ class Encoded:
     def __len__(self):
         return len(self.n)
 
+    def rows(self, index):
+        """Token ids of examples `index`, an array each."""
+        return (self.tokens[self.start[i] : self.start[i] + self.length[i]] for i in index)
+
     def totals(self, index):
         """What summed losses over these examples are divided by to be means."""
         return {"chain": float(self.r[index].sum()), "all": float((self.length[index] - 1 - self.slots).sum())}
@@ -374,8 +388,8 @@ class Encoded:
         B, T, R = len(index), int(length.max()), int(r.max())
         tokens = np.full((B, T), self.tokenizer.pad)
         column = np.arange(T)
-        for row, i in enumerate(index):
-            tokens[row, : self.length[i]] = self.tokens[self.start[i] : self.start[i] + self.length[i]]
+        for row, ids in zip(tokens, self.rows(index), strict=True):
+            row[: len(ids)] = ids
         of_chain = (column >= n[:, None] - 1) & (column < length[:, None] - 1)
         thought = (column >= n[:, None] - 1 - self.slots) & (column < n[:, None] - 1)  # predicts a thought's place
         chain_at, all_at = np.flatnonzero(of_chain), np.flatnonzero((column < length[:, None] - 1) & ~thought)
@@ -386,6 +400,49 @@ class Encoded:
                       slot_at=np.flatnonzero(chain >= 0))  # fmt: skip
         tensors = {k: torch.from_numpy(v) for k, v in arrays.items()}
         return Batch(**tensors, prompt=int(n.max()) - self.slots, share=share or self.totals(index))
+
+
+class EncodedPassages(Encoded):
+    """Passages as token ids in an Arrow file, memory-mapped: encoded as they stream in, never in memory whole.
+
+    `datasets` keeps the file in its cache, where later phases, baselines, other processes and resumed runs find it.
+    """
+
+    def __init__(self, passages, tokenizer, block_size, where="data", slots=0):
+        """Passages are cut off at `block_size`, counted and told."""
+        from datasets import Dataset, Features, List, Value
+        from datasets.exceptions import DatasetGenerationError
+
+        ids = Value("uint16" if tokenizer.n_vocab <= 1 << 16 else "int32")
+        try:
+            stored = Dataset.from_generator(
+                encoded,
+                features=Features({"tokens": List(ids), "length": Value("int32"), "cut": Value("bool")}),
+                gen_kwargs={"passages": passages, "tokenizer": tokenizer, "block_size": block_size, "slots": slots},
+            ).with_format("numpy")
+        except DatasetGenerationError as error:
+            if isinstance(error.__cause__, UserError):
+                raise error.__cause__ from None
+            raise
+        self.stored, self.tokenizer, self.slots = stored, tokenizer, slots
+        self.length = stored["length"][:].astype(np.int64)
+        self.n = np.full(len(stored), 1 + slots)
+        self.r = self.length - self.n
+        print(f"{where}: {len(stored):,} passages, {self.length.sum():,} tokens; {stored['cut'][:].sum():,} passages "
+              f"cut off at --block-size {block_size}")  # fmt: skip
+
+    def rows(self, index):
+        return self.stored[index]["tokens"]
+
+
+def encoded(passages, tokenizer, block_size, slots):
+    """Passages -> for each a dict of its row's tokens, their number, and whether it was cut off."""
+    items, begin = iter(passages), [tokenizer.ans, *[tokenizer.pred] * slots]
+    room = block_size - len(begin) - 1
+    while some := [x.chain for x in islice(items, 1000)]:
+        for ids in tokenizer.encode(some):
+            row = [*begin, *ids[:room], tokenizer.eos]
+            yield {"tokens": row, "length": len(row), "cut": len(ids) > room}
 
 
 def make_batches(data, config, rank=0, world=1, after=lambda batch: batch):

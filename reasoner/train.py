@@ -24,7 +24,7 @@ from data import parse_answer, same_answer
 from evaluate_accuracy import wilson
 from model import read_config
 from reasoner.config import EXPERIMENTS, PHASES, PRESETS, ReasonerConfig
-from reasoner.data import Encoded, load_items, make_batches, make_tokenizer, ordered_batches
+from reasoner.data import Encoded, EncodedPassages, load_items, make_batches, make_tokenizer, ordered_batches
 from reasoner.data import load_tokenizer as tokenizer_of
 from reasoner.model import Coupled, Reasoner, Talker, load, load_phase, read_phase, sha_of
 from train import Processes, clear_run, fit, open_run, plot_loss
@@ -195,8 +195,8 @@ def run_phase(phase, whole, splits, device, processes):
     tokenizer = reasoner.tokenizer if reasoner else tokenizer_of(config, run) if resume else None
     tokenizer = tokenizer or make_tokenizer(config, splits["train"])
     slots = config.thoughts if config.model == "coconut" else 0
-    cut = config.dataset == "text"
-    train, val = (Encoded(splits[s], tokenizer, config.block_size, s, slots, cut) for s in ("train", "val"))
+    cls = EncodedPassages if config.dataset == "text" else Encoded
+    train, val = (cls(splits[s], tokenizer, config.block_size, s, slots) for s in ("train", "val"))
     if min(config.batch_size, len(train)) < processes.world * config.grad_accum:
         raise UserError(f"a batch of {min(config.batch_size, len(train))} is less than an example for each of the "
                         f"{processes.world * config.grad_accum} micro-batches")  # fmt: skip
@@ -253,8 +253,9 @@ def main():
         clear_whole(config)
     processes.wait()
     say(f"device     {device.why}")
-    say(f"data       {config.dataset}: {', '.join(f'{len(v):,} {k}' for k, v in splits.items())} examples; "
-        f"made or read in {time.perf_counter() - began:.1f} s")  # fmt: skip
+    if config.dataset != "text":  # which is read as it is encoded
+        say(f"data       {config.dataset}: {', '.join(f'{len(v):,} {k}' for k, v in splits.items())} examples; "
+            f"made or read in {time.perf_counter() - began:.1f} s")  # fmt: skip
     summaries = {phase: run_phase(phase, config, splits, device, processes) for phase in phases_of(config)}
 
     if processes.main and list(summaries)[-1] in ("talker", "coupled") and config.dataset != "text":

@@ -17,9 +17,13 @@ from config import UserError, parse
 from reasoner.config import PRESETS, ReasonerConfig
 from reasoner.data import (
     Encoded,
+    EncodedPassages,
     Item,
+    Words,
+    _passages_of,
     derivations,
     derived,
+    encoded,
     grammar,
     load_items,
     make_tokenizer,
@@ -152,11 +156,55 @@ def test_passages_of_local_files_are_text_with_disjoint_splits(tmp_path):
     (tmp_path / "a.txt").write_text("\n\n".join(f"passage {i}" for i in range(30)))
     (tmp_path / "b.jsonl").write_text('{"text": "last"}\n')
     config = ReasonerConfig(dataset="text", data_dir=str(tmp_path))
-    parts = [load_items(split, config) for split in ("train", "val", "test")]
+    parts = [list(load_items(split, config)) for split in ("train", "val", "test")]
     assert sum(map(len, parts)) == len({x.chain for part in parts for x in part}) == 31 and len(parts[0]) > 15
     (tmp_path / "b.jsonl").write_text("{}\n")
     with pytest.raises(UserError, match=r"b.jsonl:1: wants"):
-        load_items("train", config)
+        list(load_items("train", config))
+    (tmp_path / "b.jsonl").unlink()
+    (tmp_path / "a.txt").write_text("one alone")
+    with pytest.raises(UserError, match="none falls into the val split"):
+        list(load_items("val", config))
+
+
+def test_passages_are_encoded_as_they_stream_and_the_next_phase_finds_them_on_disk(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    file, read = tmp_path / "a.txt", []
+    file.write_text("\n\n".join(f"passage {i} " + "of some words " * (i % 9) for i in range(300)))
+    config = ReasonerConfig(dataset="text", tokenizer="bpe:340", data_dir=str(tmp_path), block_size=64)
+    passages, tokenizer = load_items("train", config), make_tokenizer(config, load_items("train", config))
+    whole = Encoded(list(passages), tokenizer, 1024)
+
+    monkeypatch.setattr("reasoner.data._passages_of", lambda path, real=_passages_of: read.append(path) or real(path))
+    for slots in (0, 0, 3, 3):
+        data = EncodedPassages(passages, tokenizer, config.block_size, "train", slots)
+        assert len(data) == len(whole) and data.length.max() == config.block_size
+        assert data.batch([5, 0]).tokens[1, : data.length[0]].tolist() == next(iter(data.rows([0]))).tolist()
+        for i, row in enumerate(data.rows(range(len(data)))):
+            kept = min(whole.r[i] - 1, config.block_size - 2 - slots)
+            assert row[0] == tokenizer.ans and (row[1 : 1 + slots] == tokenizer.pred).all() and row[-1] == tokenizer.eos
+            assert row[1 + slots : -1].tolist() == next(whole.rows([i]))[1 : 1 + kept].tolist()
+        assert f"{(whole.r - 1 > config.block_size - 2 - slots).sum()} passages cut off" in capsys.readouterr().out
+    assert len(read) == 2  # the second of each comes from disk
+
+    file.write_text(file.read_text() + "\n\nanother, and another")
+    EncodedPassages(load_items("train", config), tokenizer, config.block_size)
+    (tmp_path / "b.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match=r"b.jsonl:1: wants"):
+        EncodedPassages(load_items("train", config), tokenizer, config.block_size)
+    assert len(read) == 5  # changed files are read again
+
+
+def test_reading_passages_takes_no_more_of_them_than_it_gives():
+    taken = []
+
+    def endless():
+        while True:
+            taken.append(0)
+            yield Item("", "a b")
+
+    rows = encoded(endless(), Words(["a", "b"]), 16, 0)
+    assert [next(rows)["length"] for _ in range(1500)] == [4] * 1500 and len(taken) <= 2000
 
 
 def test_a_row_is_prompt_chain_and_end_and_says_where_each_chain_token_is_predicted():
@@ -521,6 +569,20 @@ def test_one_command_trains_the_three_phases_and_measures_the_test_split(trained
     assert reasoner.latent and len(talker.speak(reasoner.rollout(PROMPTS[:2]))) == 2
     again = script("-m", "reasoner.train", *TINY, "--run", run, "--resume")
     assert again.stdout.count("finished, in") == 3
+
+
+def test_text_goes_through_the_three_phases_and_resumes(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "a.txt").write_text("\n\n".join(f"passage {i}, of {i % 7} words" for i in range(150)))
+    words = [*TINY, "--dataset", "text", "--data-dir", tmp_path, "--tokenizer", "bpe:340", "--run", tmp_path / "r"]
+    for more in (["--phase", "pretrain", "--max-steps", "2"], ["--phase", "all", "--resume", "--max-steps", "0"]):
+        monkeypatch.setattr("sys.argv", ["reasoner.train", *map(str, [*words, *more])])
+        train_main()
+    for phase, passes in (("pretrain", 2), ("sst", 1), ("talker", 1)):
+        assert json.loads((tmp_path / "r" / phase / "summary.json").read_text())["epochs"] == passes
+    assert "passages cut off" in capsys.readouterr().out
+    reasoner = Reasoner.from_pretrained(tmp_path / "r" / "sst")
+    assert reasoner.rollout([""]).size(-1) == 32
 
 
 def test_two_processes_train_all_phases_as_one(trained, tmp_path):
