@@ -38,9 +38,9 @@ class StackConfig(LoopConfig):
     pooling: str = opt("mean", "of the encoder's states: mean, attention, or the first token and an MLP",
                        ("mean", "attention", "cls"))  # fmt: skip
     latent_dim: int = opt(256, "size D of the idea vector", low=2)
-    middle: str = opt("mlp", "idea to idea: mlp, transformer over slots, gru over steps, or identity (the control)",
-                      ("mlp", "transformer", "gru", "identity"))  # fmt: skip
-    middle_layers: int = opt(2, "layers of the mlp or transformer; steps of the gru", low=1)
+    middle: str = opt("mlp", "idea to idea: mlp, residual mlp, transformer over slots, gru over steps, or identity "
+                      "(the control)", ("mlp", "residual", "transformer", "gru", "identity"))  # fmt: skip
+    middle_layers: int = opt(2, "layers of the mlps or transformer; steps of the gru", low=1)
     middle_hidden: int = opt(512, "width of the hidden layers of compression, middle mlp and expansion", low=2)
     slots: int = opt(4, "transformer: latent slots that the idea is spread over", low=1)
     prefix_len: int = opt(10, "soft tokens P that the language model reads before BOS", low=1)

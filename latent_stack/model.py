@@ -121,6 +121,7 @@ class Middle(nn.Module):
     """Idea to idea: z (B, D) -> (B, D).
 
     mlp          `middle_layers` layers, GELU between them
+    residual     the idea plus what such an mlp makes of it
     transformer  the idea spread over slots that attend to each other, then averaged
     gru          `middle_layers` steps, each reading the first idea again
     identity     nothing: the control
@@ -132,7 +133,7 @@ class Middle(nn.Module):
         self.kind, self.steps = config.middle, n
         if config.middle == "transformer" and D % 8:
             raise UserError(f"--latent-dim {D}: --middle transformer has 4 heads and wants a multiple of 8")
-        if self.kind == "mlp":
+        if self.kind in ("mlp", "residual"):
             sizes = [D, *[config.middle_hidden] * (n - 1), D]
             layers = [x for a, b in zip(sizes, sizes[1:], strict=False) for x in (nn.Linear(a, b), nn.GELU())]
             self.mlp = nn.Sequential(nn.LayerNorm(D), *layers[:-1])
@@ -145,6 +146,8 @@ class Middle(nn.Module):
     def forward(self, z):
         if self.kind == "mlp":
             return self.mlp(z)
+        if self.kind == "residual":
+            return z + self.mlp(z)
         if self.kind == "transformer":
             x = self.spread(z).view(len(z), -1, z.size(-1))  # (B, slots, D)
             position = torch.arange(x.size(1), device=z.device).expand(x.shape[:2])

@@ -26,6 +26,8 @@ BASE = "--preset quick --no-reconstruct"
 SETTINGS = {
     "base": "",
     "no middle model": "--middle identity",
+    "residual middle model": "--middle residual",
+    "residual, 4 layers": "--middle residual --middle-layers 4",
     "frozen language model": "--lora-decoder 0",
     "no bag of words": "--words-weight 0",
     "attention pooling": "--pooling attention",

@@ -89,7 +89,7 @@ def options(folder, run):
 
 
 @pytest.mark.parametrize("pooling", ["mean", "attention", "cls"])
-@pytest.mark.parametrize("middle", ["mlp", "transformer", "gru", "identity"])
+@pytest.mark.parametrize("middle", ["mlp", "residual", "transformer", "gru", "identity"])
 def test_texts_become_ideas_become_a_prefix_become_texts(tiny_backbones, pooling, middle):
     model = made(tiny_backbones, pooling=pooling, middle=middle)
     z_in = model.encode([p.input for p in PAIRS[:3]])
