@@ -29,7 +29,7 @@ from data import compute, parse_answer
 from evaluate_accuracy import wilson
 from reasoner.config import EXPERIMENTS
 from reasoner.data import Encoded, Item, derived, load_items, noisy, ordered_batches
-from reasoner.model import Pair, load
+from reasoner.model import Pair, load, places
 from reasoner.train import chain_accuracy, right
 
 NOISE = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
@@ -376,11 +376,6 @@ def containment(models, items, config):
 
 def parameters(model):
     return (model.reasoner if isinstance(model, Pair) else model).parameters()
-
-
-def places(x):
-    """x (B, T, C) -> positions (B, T)."""
-    return torch.arange(x.size(1), device=x.device).expand(x.shape[:2])
 
 
 def read_gradient(states, x, batch):

@@ -97,10 +97,8 @@ class Reasoner(Tokenized, nn.Module, PyTorchModelHubMixin, library_name="nanojep
         norm that RMSNorm gives at first, so that what is fed back is as large as what was read in training.
         """
         if position is None:
-            position = torch.arange(x.size(1), device=x.device).expand(x.shape[:2])
-        h = self.trunk(
-            x * x.size(-1) ** 0.5, position, mask, cache
-        )  # unit norm -> unit mean square, as the blocks' own
+            position = places(x)
+        h = self.trunk(x * x.size(-1) ** 0.5, position, mask, cache)  # to unit mean square, as the blocks' own
         if not self.latent or self.config.norm != "l2":
             h = self.norm_out(h)
         if self.latent and self.config.norm == "rms":
@@ -121,7 +119,7 @@ class Reasoner(Tokenized, nn.Module, PyTorchModelHubMixin, library_name="nanojep
         at, ids = (batch.all_at, batch.all_ids) if everywhere else (batch.chain_at, batch.chain_ids)
         scale = torch.full((len(ids),), 1 / batch.share["all" if everywhere else "chain"], device=h.device)
         loss, nll = token_loss(h[at], self.embed.weight, ids, scale)
-        return loss, {"token_loss": nll.sum() * scale[0]} | share_right(h, self.embed.weight, batch)
+        return loss, {"token_loss": nll.sum() * scale[0]} | share_right(h[batch.chain_at], self.embed.weight, batch)
 
     def self_supervised(self, batch):
         """k (1 - cos) between each predicted latent and the EMA embedding of its token, on chain positions only.
@@ -158,9 +156,8 @@ class Reasoner(Tokenized, nn.Module, PyTorchModelHubMixin, library_name="nanojep
         n, stranger = batch.share["chain"], batch.chain_ids.roll(len(r) // 2)  # of another row
         other = cosine(r, self.target(stranger)) * (batch.chain_ids != stranger)
         differs = (batch.chain_ids != stranger).float().mean().clamp(min=1e-9)
-        hit = (self.nearest(r) == batch.chain_ids).float()
         return {"jepa_loss": (1 - own).sum() / n, "cos_own": own.sum() / n, "cos_other": other.sum() / n / differs,
-                "chain_accuracy": hit.sum() / n}  # fmt: skip
+                **share_right(r, F.normalize(self.target.weight, dim=-1), batch)}  # fmt: skip
 
     def nearest(self, latent):
         """latent (…, C) -> ids (…) of the nearest target embeddings."""
@@ -234,11 +231,16 @@ def disturbed(x, noise, generator):
 
 @torch.no_grad()
 def share_right(h, weight, batch):
-    """States, flat (B*T, C), output layer (V, C) -> {"chain_accuracy"}; {} for a vocabulary whose logits are large."""
+    """States that predict the chain (K, C), output layer (V, C) -> {"chain_accuracy"}; {} where logits are large."""
     if len(weight) > 10_000:
         return {}
-    hit = F.linear(h[batch.chain_at], weight).argmax(-1) == batch.chain_ids
+    hit = F.linear(h, weight).argmax(-1) == batch.chain_ids
     return {"chain_accuracy": hit.float().sum() / batch.share["chain"]}
+
+
+def places(x):
+    """x (B, T, …) -> positions (B, T)."""
+    return torch.arange(x.size(1), device=x.device).expand(x.shape[:2])
 
 
 # ---------------------------------------------------------------------------------------------- the Talker
@@ -262,7 +264,7 @@ class CrossBlock(nn.Module):
         return F.rms_norm(k, k.shape[-1:]), v
 
     def forward(self, x, turn, mask, memory, memory_mask, cache=None):
-        """x (B, T, C), `memory`: what `read` gave, with mask (B, 1, 1, R) -> (B, T, C)."""
+        """x (B, T, C), `memory`: what `read` gave, with mask (B, 1, T, R) -> (B, T, C)."""
         B, T, C = x.shape
         x = x + self.block.dropout(self.block.attn(self.block.norm1(x), turn, mask, cache))
         q = self.q(self.norm(x)).view(B, T, self.n_head, -1).transpose(1, 2)  # (B, H, T, D)
@@ -276,8 +278,10 @@ class CrossBlock(nn.Module):
 class Talker(Tokenized, nn.Module, PyTorchModelHubMixin, library_name="nanojepa", tags=["jepa", "latent-reasoning"]):
     """`model(batch) -> (loss, metrics)` on `batch.latents`; `speak(latents) -> list of str`.
 
-    mono   blocks over the whole chain, every latent sees every other, and a head: all tokens in one pass, no embedding
-    dual   an encoder over the whole chain; a decoder that reads its own earlier tokens and attends to the encoded chain
+    mono   blocks over the chain and a head: all tokens in one pass, no embedding
+    dual   an encoder over the chain; a decoder that reads its own earlier tokens and attends to the encoded chain
+
+    No token sees a latent behind its own: in training that latent has read the token, and in use it has not.
     """
 
     def __init__(self, config: ReasonerConfig):
@@ -300,61 +304,56 @@ class Talker(Tokenized, nn.Module, PyTorchModelHubMixin, library_name="nanojepa"
         return F.embedding(tokens, self.head.weight) * self.config.n_embd**0.5
 
     def encode(self, latents):
-        """latents (B, R, C), zero where a chain has ended -> encoded chain (B, R, C), who may be seen (B, 1, 1, R)."""
-        seen = latents.abs().sum(-1) > 0  # (B, R)
-        mask = seen[:, None, None, :] | torch.eye(seen.size(1), dtype=torch.bool, device=seen.device)
-        position = torch.arange(seen.size(1), device=seen.device).expand_as(seen)
-        return self.encoder(latents, position, mask), (seen | ~seen.any(1, keepdim=True))[:, None, None, :]
+        """latents (B, R, C), zero behind a chain's end -> encoded chain (B, R, C)."""
+        return self.encoder(latents, places(latents))
 
-    def decode(self, x, memory, memory_mask, cache=None, begin=0):
+    def decode(self, x, memory, cache=None, begin=0):
         """The decoder of dual: embedded tokens x (B, T, C) from position `begin` on -> states (B, T, C).
 
         `memory`: each block's `read` of the encoded chain.
         """
-        position = torch.arange(begin, begin + x.size(1), device=x.device).expand(x.shape[:2])
+        position, R = begin + places(x), memory[0][0].size(2)
         turn = rotary(position, self.config.n_embd // self.config.n_head)
+        past = (torch.arange(R, device=x.device) <= position[..., None])[:, None]  # (B, 1, T, R)
         mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=x.device) if cache is not None else None
         for block, read, seen in zip(self.blocks, memory, cache or [None] * len(self.blocks), strict=True):
-            x = block(x, turn, mask, read, memory_mask, seen)
+            x = block(x, turn, mask, read, past, seen)
         return self.norm_out(x)
 
     def forward(self, batch):
         """Batch with latents (B, R, C) -> (loss, metrics): cross-entropy of the chain's tokens."""
-        y, mask = self.encode(batch.latents)
-        R = batch.chain.size(1)
+        y, R = self.encode(batch.latents), batch.chain.size(1)
         if self.config.talker == "dual":
             before = F.pad(batch.chain.clamp(min=0)[:, :-1], (1, 0), value=self.tokenizer.ans)
-            y = self.decode(self.embed(before), [block.read(y) for block in self.blocks], mask)
+            y = self.decode(self.embed(before), [block.read(y) for block in self.blocks])
         h, ids = y[:, :R].flatten(0, 1)[batch.slot_at], batch.chain_ids
         scale = torch.full((len(ids),), 1 / batch.share["chain"], device=h.device)
         loss, nll = token_loss(h, self.head.weight, ids, scale)
-        with torch.no_grad():
-            right = (self.head(h).argmax(-1) == ids).float().sum() / batch.share["chain"]
-        return loss, {"loss": loss.detach(), "token_loss": nll.sum() * scale[0], "chain_accuracy": right}
+        right = share_right(h, self.head.weight, batch)
+        return loss, {"loss": loss.detach(), "token_loss": nll.sum() * scale[0]} | right
 
     @torch.no_grad()
-    def tokens(self, latents, max_tokens=None):
-        """latents (B, R, C) -> greedy ids, B lists without [EOS]; dual writes at most `max_tokens`, by default R."""
-        eos, (y, mask) = self.tokenizer.eos, self.encode(latents)
+    def tokens(self, latents):
+        """latents (B, R, C), zero behind a chain's end, where nothing is said -> greedy ids, B lists without [EOS]."""
+        eos, y, ended = self.tokenizer.eos, self.encode(latents), latents.abs().sum(-1) == 0
         if self.config.talker == "mono":
-            ids = self.head(y).argmax(-1)
-            ids = ids.masked_fill(latents.abs().sum(-1) == 0, eos)  # behind a chain's end nothing is said
+            ids = self.head(y).argmax(-1).masked_fill(ended, eos)
         else:
             memory, cache = [block.read(y) for block in self.blocks], [[] for _ in self.blocks]
             token = torch.full((len(y), 1), self.tokenizer.ans, device=y.device)
             ids, done = [], torch.zeros(len(y), dtype=torch.bool, device=y.device)
-            for step in range(max_tokens or latents.size(1)):
-                token = self.head(self.decode(self.embed(token), memory, mask, cache, step)).argmax(-1)  # (B, 1)
-                done |= token[:, 0] == eos
+            for step in range(latents.size(1)):
+                token = self.head(self.decode(self.embed(token), memory, cache, step)).argmax(-1)  # (B, 1)
+                done |= (token[:, 0] == eos) | ended[:, step]
                 ids.append(token[:, 0].masked_fill(done, eos))
                 if done.all():
                     break
             ids = torch.stack(ids, 1)
         return [row[: row.index(eos)] if eos in row else row for row in ids.tolist()]
 
-    def speak(self, latents, max_tokens=None):
+    def speak(self, latents):
         """latents (B, R, C) -> list of B str."""
-        return [self.tokenizer.decode(row) for row in self.tokens(latents, max_tokens)]
+        return [self.tokenizer.decode(row) for row in self.tokens(latents)]
 
 
 # ------------------------------------------------------------------------------------------- the baselines
@@ -398,7 +397,7 @@ class Coupled(Tokenized, nn.Module, PyTorchModelHubMixin, library_name="nanojepa
     def forward(self, batch):
         """Batch -> (loss, metrics). coconut: gradients go through the thoughts, too."""
         config, x = self.config, self.embed(batch.tokens)
-        position = torch.arange(x.size(1), device=x.device).expand(x.shape[:2])
+        position = places(x)
         if config.model == "coconut" and config.thoughts:
             r = h = self.thinking(x, batch)
         else:
@@ -408,7 +407,7 @@ class Coupled(Tokenized, nn.Module, PyTorchModelHubMixin, library_name="nanojepa
         at, ids = (batch.all_at, batch.all_ids) if everywhere else (batch.chain_at, batch.chain_ids)
         scale = torch.full((len(ids),), 1 / batch.share["all" if everywhere else "chain"], device=h.device)
         loss, nll = token_loss(h[at], self.head.weight, ids, scale)
-        metrics = {"token_loss": nll.sum() * scale[0]} | share_right(h, self.head.weight, batch)
+        metrics = {"token_loss": nll.sum() * scale[0]} | share_right(h[batch.chain_at], self.head.weight, batch)
         if config.model == "coupled-talker":
             own = cosine(r[batch.chain_at], self.target(batch.chain_ids))
             jepa = (1 - own).sum() / batch.share["chain"]

@@ -25,6 +25,7 @@ sys.path.insert(0, str(ROOT))
 from config import run_main, write_json  # noqa: E402
 from eval_alignment import effective_rank  # noqa: E402
 from evaluate_accuracy import wilson  # noqa: E402
+from reasoner.config import PRESETS  # noqa: E402
 from reasoner.data import load_items  # noqa: E402
 from reasoner.evaluate import chains, exposure, mixed_latents  # noqa: E402
 from reasoner.model import Pair, Reasoner, Talker, load_phase, sha_of  # noqa: E402
@@ -51,7 +52,8 @@ TALKER = {
 def train(phase, name, options, args):
     """Train one variant of a phase from the run's earlier phase, unless it is there -> its folder."""
     earlier = args.run / ("pretrain" if phase == "sst" else "sst")
-    folder = folder_of(args.out, f"{phase}-{slug(name)}", args.options, options, sha_of(earlier))
+    values = PRESETS["quick"].values
+    folder = folder_of(args.out, f"{phase}-{slug(name)}", values, args.options, options, sha_of(earlier))
     words = ["--preset", "quick", "--phase", phase, "--run", str(folder), "--overwrite", "--init", str(earlier),
              *shlex.split(f"{args.options} {options}")]  # fmt: skip
     threads = max(1, os.cpu_count() // args.jobs)
@@ -97,7 +99,7 @@ def main(argv=None):
     with ThreadPoolExecutor(args.jobs) as pool:
         jobs = [("sst", *x, args) for x in SST.items()] + [("talker", *x, args) for x in TALKER.items()]
         folders = list(pool.map(lambda job: train(*job), jobs))
-    result = {"n": len(items), "options": args.options, "sst": {}, "talker": {}}
+    result = {"n": len(items), "options": args.options, "preset": PRESETS["quick"].values, "sst": {}, "talker": {}}
     for (phase, name, *_), folder in zip(jobs, folders, strict=True):
         result[phase][name] = measure_sst(folder, items) if phase == "sst" else measure_talker(folder, items, reasoner)
     write_json(args.json, result)

@@ -420,11 +420,11 @@ def test_a_dual_talker_with_a_cache_says_what_it_says_without():
     pair = made(Reasoner, trained="sst"), made(Talker, trained="talker", talker="dual")
     latents = pair[0].rollout(PROMPTS)
     talker, eos = pair[1], pair[1].tokenizer.eos
-    y, mask = talker.encode(latents)
+    y = talker.encode(latents)
     written = torch.full((3, 1), talker.tokenizer.ans)
     for _ in range(latents.size(1)):
         memory = [block.read(y) for block in talker.blocks]
-        token = talker.head(talker.decode(talker.embed(written), memory, mask)[:, -1]).argmax(-1, keepdim=True)
+        token = talker.head(talker.decode(talker.embed(written), memory)[:, -1]).argmax(-1, keepdim=True)
         written = torch.cat((written, token), 1)
     slow = [row[: row.index(eos)] if eos in row else row for row in written[:, 1:].tolist()]
     assert talker.tokens(latents) == slow
@@ -434,10 +434,26 @@ def test_a_dual_talker_with_a_cache_says_what_it_says_without():
 def test_what_stands_behind_a_chains_end_is_not_heard(talker):
     model, latents = made(Talker, trained="talker", talker=talker), made(Reasoner, trained="sst").rollout(PROMPTS)
     padded = F.pad(latents, (0, 0, 0, 3))
-    y, mask = model.encode(latents)
-    z, wide = model.encode(padded)
-    assert torch.allclose(y, z[:, : y.size(1)], atol=1e-5) and mask.sum() == wide.sum()
-    assert model.tokens(latents, 5) == model.tokens(padded, 5)
+    y, z = model.encode(latents), model.encode(padded)
+    assert torch.allclose(y, z[:, : y.size(1)], atol=1e-5)
+    assert model.tokens(latents) == model.tokens(padded)
+    shorter = latents.clone()
+    shorter[0, 2:] = 0
+    assert len(model.tokens(shorter)[0]) <= 2
+
+
+@pytest.mark.parametrize("talker", ["mono", "dual"])
+def test_no_token_sees_a_latent_that_has_read_it(talker):
+    """The latents that a Talker is trained on have read the chain: the one behind a token would give it away."""
+    config = tiny(trained="talker", talker=talker)
+    model, reasoner, batch = made(Talker, **vars(config)), made(Reasoner, trained="sst"), batch_of(config)
+    latents = reasoner.teacher_forced(batch).requires_grad_()
+    h = model.encode(latents)
+    if talker == "dual":
+        h = model.decode(model.embed(batch.chain.clamp(min=0)), [block.read(h) for block in model.blocks])
+    for t in range(latents.size(1)):
+        read = torch.autograd.grad(h[:, t].sum(), latents, retain_graph=True)[0].abs().sum((0, 2))
+        assert read[: t + 1].min() > 0 and not read[t + 1 :].any()
 
 
 # ------------------------------------------------------------------------------------------ measures
