@@ -89,13 +89,14 @@ PRESETS = {
     "cfg-small": Preset(
         "2 CPU cores, 21 min on one of them: derivations of CFG strings, 1M parameters",
         dict(run="out/reasoner-cfg", dataset="cfg", n_train=40_000, block_size=128, n_layer=4, n_head=4, n_embd=128,
-             n_hidden=352, talker_layer=1, batch_size=64, epochs=2, lr=1e-3, pretrain_on="chain"),
+             n_hidden=352, talker_layer=1, batch_size=64, epochs=2, lr=1e-3, sst_lr=1e-3,
+             pretrain_on="chain"),
     ),
     "gsm8k-small": Preset(
         "2 CPU cores, 23 min on one of them: GSM8K, equations as the chain, 2M parameters",
         dict(run="out/reasoner-gsm8k", dataset="gsm8k", reasoning="equations", tokenizer="bpe:2048", block_size=512,
              n_layer=6, n_head=4, n_embd=128, n_hidden=352, dropout=0.1, talker_layer=2, batch_size=32, epochs=6,
-             sst_epochs=2, talker_epochs=2, lr=2e-3, weight_decay=0.1),
+             sst_epochs=2, talker_epochs=2, lr=2e-3, sst_lr=2e-3, weight_decay=0.1),
     ),
     # 694M + 198M as the paper states; widths and depths are ours, found by counting, and the number of passages, some
     # 10 billion tokens and 20 GB on disk, is ours, too.

@@ -14,10 +14,9 @@ Shapes: B rows, T tokens a row, R chain tokens with [EOS], N examples.
 
 import json
 import random
-import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 
 import numpy as np
@@ -225,10 +224,12 @@ def _passages_of(path):
             yield row["text"]
         return
     try:
-        whole = path.read_text(encoding="utf-8")
+        with open(path, encoding="utf-8") as file:
+            for empty, lines in groupby(file, key=lambda line: not line.strip()):
+                if not empty:
+                    yield "".join(lines).strip()
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from None
-    yield from (p.strip() for p in re.split(r"\n\s*\n", whole) if p.strip())
+        raise UserError(f"{path}: not UTF-8 text ({error.reason})") from None
 
 
 def _streamed(passages):

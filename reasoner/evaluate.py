@@ -14,7 +14,7 @@ Shapes: B prompts, R latents a chain, C width, N cases.
 
 import random
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from itertools import cycle
 from pathlib import Path
@@ -29,7 +29,7 @@ from data import compute, parse_answer
 from evaluate_accuracy import wilson
 from reasoner.config import EXPERIMENTS
 from reasoner.data import Encoded, Item, derived, load_items, noisy, ordered_batches
-from reasoner.model import Pair, load, places
+from reasoner.model import Nearest, Pair, load, places
 from reasoner.train import chain_accuracy, right
 
 NOISE = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
@@ -42,11 +42,12 @@ MOST_FORCED, FORCED_STEPS = 400, 16  # `containment`: examples, and steps of a c
 class EvalConfig:
     """What `reasoner.evaluate` reads."""
 
-    run: str = opt("out/reasoner", "folder of the trained run, with its phases inside")
+    run: str = opt("out/reasoner-quick", "folder of the trained run, with its phases inside")
     what: str = opt("tree", "the experiment", EXPERIMENTS)
     baseline: tuple = opt((), "folders of further runs, measured alike")
     data_dir: str = opt("", "gsm8k: DIR/train.jsonl and DIR/test.jsonl [what the run was trained on]")
     limit: int = opt(0, "use the first N examples only (0: all)", low=0)
+    batch_size: int = opt(256, "examples at once; fewer where gradients or solved examples take room", low=1)
     seed: int = opt(0, "seed of noise and of controls", low=0)
     device: str = opt("auto", "auto, cpu, cuda, cuda:N or mps; auto takes the best one present")
 
@@ -62,16 +63,25 @@ def less(values, first):
     return interval([a - b for a, b in zip(values, first, strict=True)])
 
 
-def in_batches(items, size=256):
+def clustered(values, groups, seed):
+    """Mean of values, and its 95% interval where those of a group, an example, hang together: groups are redrawn."""
+    sums = defaultdict(lambda: [0.0, 0])
+    for value, group in zip(values, groups, strict=True):
+        sums[group][0] += value
+        sums[group][1] += 1
+    return ratio(*zip(*sums.values(), strict=True), seed)
+
+
+def in_batches(items, size):
     """Items -> lists of positions, like lengths together."""
     order = sorted(range(len(items)), key=lambda i: len(items[i].prompt))
     return [order[i : i + size] for i in range(0, len(order), size)]
 
 
-def chains(reasoner, items):
+def chains(reasoner, items, batch_size=256):
     """Free-running latents of every item: list of (R, C) tensors on the CPU, zeros behind the end cut off."""
     found = [None] * len(items)
-    for index in in_batches(items):
+    for index in in_batches(items, batch_size):
         latents = reasoner.rollout([items[i].prompt for i in index]).cpu()
         for i, chain in zip(index, latents, strict=True):
             found[i] = chain[chain.abs().sum(-1) > 0]
@@ -97,11 +107,12 @@ def mixed_latents(reasoner, items, latents, seed=0):
 
     Between unit vectors alpha > beta means exactly that the latent is nearer to the child than to the other vector, so
     for any second vector that share is near the accuracy of the step, which stands beside it. What would speak for two
-    hypotheses is a beta of the sibling above that of the other node: `beta_difference`, paired, with its interval.
+    hypotheses is a beta of the sibling above that of the other node: `beta_difference`, paired, with its
+    interval over trees.
     """
-    rng, rows, without = random.Random(seed), [], 0
+    rng, rows, tree_of, without = random.Random(seed), [], [], 0
     id_of = reasoner.tokenizer.id_of
-    for item, chain in zip(items, latents, strict=True):
+    for i, (item, chain) in enumerate(zip(items, latents, strict=True)):
         route = item.chain.split()
         said = reasoner.nearest(chain.to(reasoner.device)).tolist()
         labels = sorted({w for w in item.prompt.split() if w.isdecimal()})
@@ -112,33 +123,34 @@ def mixed_latents(reasoner, items, latents, seed=0):
             without += not others
             if others:
                 rows.append((chain[t], id_of[route[t]], id_of[item.sibling[t]], id_of[rng.choice(others)]))
+                tree_of.append(i)
     if not rows:
         return None
     r = F.normalize(torch.stack([row[0] for row in rows]), dim=-1)
     embedding = F.normalize(reasoner.target.weight.detach().cpu(), dim=-1)
     child, sibling, other = (embedding[[row[i] for row in rows]] for i in (1, 2, 3))
-    hits = int((reasoner.nearest(r.to(reasoner.device)).cpu() == torch.tensor([row[1] for row in rows])).sum())
-    result = {"cases": len(rows), "without_other_node": without, "step_accuracy": hits / len(rows)}
+    hits = reasoner.nearest(r.to(reasoner.device)).cpu() == torch.tensor([row[1] for row in rows])
+    result = {"cases": len(rows), "without_other_node": without, "step_accuracy": hits.float().mean().item()}
     betas = [mixture(r, child, second)[1] for second in (sibling, other)]
     difference = (betas[0] - betas[1]).tolist()
-    result["beta_difference"] = interval(difference) | {"median": median(difference)}
+    result["beta_difference"] = clustered(difference, tree_of, seed) | {"median": median(difference)}
     for name, second in (("sibling", sibling), ("other node (control)", other)):
         alpha, beta, residual = mixture(r, child, second)
         mixed, more = beta >= 0.1 * alpha.abs(), alpha > beta
         result[name] = {"alpha": alpha.mean().item(), "beta": beta.mean().item(), "residual": residual.mean().item(),
                         "right_weighs_more": more.float().mean().item(),
-                        "right_weighs_more_ci95": wilson(int(more.sum()), len(rows)),
+                        "right_weighs_more_ci95": clustered(more.tolist(), tree_of, seed)["ci95"],
                         "mixed": mixed.float().mean().item(),
                         "right_weighs_more_of_mixed": more[mixed].float().mean().item() if mixed.any() else None,
                         "beta_abs_95th_percentile": beta.abs().quantile(0.95).item()}  # fmt: skip
     return result
 
 
-def exposure(reasoner, items):
+def exposure(reasoner, items, batch_size=256):
     """The gap between training and use: share of chain tokens that are right, given the true tokens or free-running."""
     data = Encoded(items, reasoner.tokenizer, reasoner.config.block_size, "test")
     hits, free, n = 0, 0, 0
-    for batch in ordered_batches(data, 256):
+    for batch in ordered_batches(data, batch_size):
         batch = batch.to(reasoner.device)
         R, real = batch.chain.size(1), batch.chain >= 0
         own = reasoner.chain(reasoner.inputs(batch.tokens), batch.start, R)
@@ -194,7 +206,7 @@ def tree(models, items, config):
     result, hits = {}, {}
     nodes = [len({w for w in x.prompt.split() if w.isdecimal()}) for x in items]
     for name, model in models.items():
-        share, ci95, said = chain_accuracy(model, items)
+        share, ci95, said = chain_accuracy(model, items, config.batch_size)
         hits[name] = [right(model.config, item, text) for item, text in zip(items, said, strict=True)]
         row = result[name] = {"n": len(items), "route_accuracy": share, "route_accuracy_ci95": ci95}
         row["by_nodes"] = {}
@@ -209,9 +221,9 @@ def tree(models, items, config):
             print(f"  less {next(iter(models))}: {row['less_the_first_run']['mean']:+.2%} ({low:+.2%} to {high:+.2%})")
         if not isinstance(model, Pair):
             continue
-        latents = chains(model.reasoner, items)
+        latents = chains(model.reasoner, items, config.batch_size)
         row |= {
-            "exposure": exposure(model.reasoner, items),
+            "exposure": exposure(model.reasoner, items, config.batch_size),
             "mixed": mixed_latents(model.reasoner, items, latents, config.seed),
         }
         gap, mixed = row["exposure"], row["mixed"]
@@ -261,7 +273,7 @@ def noise(models, items, config):
                 if kind != "latent":
                     asked = [replace(x, prompt=noisy(x.prompt, kind, rate, rng, words)) for x in items]
                 generator = torch.Generator().manual_seed(config.seed)
-                for index in in_batches(asked):
+                for index in in_batches(asked, config.batch_size):
                     prompts = [asked[i].prompt for i in index]
                     for i, text in zip(
                         index, say(model, prompts, rate if kind == "latent" else 0.0, generator), strict=True
@@ -349,8 +361,8 @@ def containment(models, items, config):
         slots = model.config.thoughts if model.config.model == "coconut" else 0
         data = Encoded(items, model.tokenizer, model.config.block_size, "test", slots)
         device, n = next(iter(parameters(model))).device, min(len(data), 200)
-        # 16 rows at once: the gradient through a chain keeps the keys and values of its every step
-        batches = [data.batch(range(i, min(i + 16, n))).to(device) for i in range(0, n, 16)]
+        few = max(1, config.batch_size // 16)  # a gradient through a chain keeps keys and values of its every step
+        batches = [data.batch(range(i, min(i + few, n))).to(device) for i in range(0, n, few)]
         if isinstance(model, Pair):
             found = [contained(model.reasoner, batch) for batch in batches]
             row |= {key: max(x[key] for x in found) for key in found[0]}
@@ -463,15 +475,13 @@ def talker(models, items, config):
         if not isinstance(model, Pair):
             continue
         count, generator, sample = Counter(), torch.Generator().manual_seed(config.seed), []
-        for index in in_batches(items):
+        for index in in_batches(items, config.batch_size):
             part = [items[i] for i in index]
             latents = model.reasoner.rollout([x.prompt for x in part])
             real = latents.abs().sum(-1, keepdim=True) > 0
             gauss = F.normalize(torch.randn(latents.shape, generator=generator), dim=-1).to(latents) * real
             first = torch.cat((latents[:, :1], latents.roll(-1, 0)[:, 1:]), 1)
-            near = model.reasoner.nearest(latents).masked_fill(~real[..., 0], model.tokenizer.eos).tolist()
-            eos = model.tokenizer.eos
-            read = [model.tokenizer.decode(ids[: ids.index(eos)] if eos in ids else ids) for ids in near]
+            read = model.reasoner.read(latents)
             said = {"own": model.talker.speak(latents), "other": model.talker.speak(latents.roll(-1, 0)),
                     "first": model.talker.speak(first), "gauss": model.talker.speak(gauss)}  # fmt: skip
             for b, item in enumerate(part):
@@ -508,12 +518,21 @@ def talker(models, items, config):
 
 def equations(text):
     """'48/2=24, 48+24=72 #### 72' -> [("48/2", 24.0), ("48+24", 72.0)]: what is computed, and what is said of it."""
-    found = re.findall(r"([-+*/().\d]+)=(-?\d*\.?\d+)", re.sub(r" |(?<=\d),(?=\d{3}(?!\d))", "", text))
-    return [(left, float(result)) for left, result in found]
+    # a comma always ends an equation: the numbers here have none, and a tokenizer may take the space behind it away
+    return [(left, float(result)) for left, result in
+            re.findall(r"([-+*/().\d]+)=(-?\d*\.?\d+)", text.replace(" ", ""))]  # fmt: skip
 
 
 def near(a, b):
     return abs(a - b) < 0.0051  # solutions round to cents
+
+
+SHARES = ("arithmetic", "follows", "after_a_right_step", "after_a_wrong_step")  # of steps, several to a problem
+
+
+def note(of, value, problem):
+    of[0].append(value)
+    of[1].append(problem)
 
 
 def trajectory(models, items, config):
@@ -529,44 +548,50 @@ def trajectory(models, items, config):
     after_a_wrong_step     the same where it has not; hard problems alone make it less. What an error does to the steps
                            after it is measured by forcing one: `containment`
     follows                share of chains whose answer is the result of their last equation
+    exposure               of a Reasoner: share of chain tokens that are right, with the true ones as inputs and without
+
+    Intervals are over problems. A Reasoner's chains are spoken by the Talker and read by the nearest embedding.
     """
     result, wanted = {}, [equations(x.chain) for x in items]
     if len(items) < 2 or not any(wanted):
         raise UserError("--what trajectory wants two test problems or more, and equations in their solutions")
+    for run, model in list(models.items()):
+        if isinstance(model, Pair):
+            models = models | {f"{run}, by the nearest embedding": Nearest(model.reasoner)}
     for name, model in models.items():
-        share, ci95, said = chain_accuracy(model, items)
+        share, ci95, said = chain_accuracy(model, items, config.batch_size)
         found = [equations(x) for x in said]
-        count, score = Counter(), {key: [] for key in ("results_found", "another_problems", "right_from_the_start")}
-        for gold, own, stranger, text in zip(wanted, found, found[1:] + found[:1], said, strict=True):
+        score, steps = defaultdict(list), {key: ([], []) for key in SHARES}
+        for i, (gold, own, stranger, text) in enumerate(zip(wanted, found, found[1:] + found[:1], said, strict=True)):
             if gold:
                 for key, chain in (("results_found", own), ("another_problems", stranger)):
                     score[key].append(mean(any(near(r, true) for _, r in chain) for _, true in gold))
                 step = [t < len(own) and near(own[t][1], gold[t][1]) for t in range(len(gold))]
                 score["right_from_the_start"].append([*step, False].index(False) / len(gold))
                 for before, now in zip(step, step[1:], strict=False):
-                    count["right" if before else "wrong"] += 1
-                    count["after right" if before else "after wrong"] += now
+                    note(steps["after_a_right_step" if before else "after_a_wrong_step"], now, i)
             for left, stated in own:
                 value = compute(left, {})
-                count["equations"] += 1
-                count["hold"] += bool(value) and near(float(value), stated)
+                note(steps["arithmetic"], bool(value) and near(float(value), stated), i)
             answer = parse_answer(text)
             if own and answer is not None:
-                count["answers"] += 1
-                count["follow"] += near(float(answer), own[-1][1])
+                note(steps["follows"], near(float(answer), own[-1][1]), i)
         row = {"n": len(items), "exact_match": share, "exact_match_ci95": ci95,
-               "steps": count["equations"] / len(items), "steps_wanted": mean(map(len, wanted))}  # fmt: skip
+               "steps": mean(map(len, found)), "steps_wanted": mean(map(len, wanted))}  # fmt: skip
         row |= {key: interval(values) for key, values in score.items()}
-        for key, hits, n in (("arithmetic", "hold", "equations"), ("follows", "follow", "answers"),
-                             ("after_a_right_step", "after right", "right"),
-                             ("after_a_wrong_step", "after wrong", "wrong")):  # fmt: skip
-            row[key] = {"share": count[hits] / max(1, count[n]), "ci95": wilson(count[hits], count[n]), "n": count[n]}
+        for key, (values, problems) in steps.items():
+            none = {"mean": 0.0, "ci95": wilson(0, 0)}
+            row[key] = (clustered(values, problems, config.seed) if values else none) | {"n": len(values)}
+        if isinstance(model, Pair):
+            row["exposure"] = exposure(model.reasoner, items, config.batch_size)
         print(f"\n{name}: exact match {share:.2%} ({ci95[0]:.2%} to {ci95[1]:.2%}); {row['steps']:.1f} steps a chain, "
               f"{row['steps_wanted']:.1f} in the solutions")  # fmt: skip
-        for key in (*score, "arithmetic", "follows", "after_a_right_step", "after_a_wrong_step"):
+        for key in (*score, *SHARES):
             low, high = row[key]["ci95"]
-            print(f"  {key.replace('_', ' '):<22}{row[key].get('mean', row[key].get('share')):7.2%}   "
-                  f"{low:.2%} to {high:.2%}")  # fmt: skip
+            print(f"  {key.replace('_', ' '):<22}{row[key]['mean']:7.2%}   {low:.2%} to {high:.2%}")
+        if "exposure" in row:
+            print(f"  chain tokens right     {row['exposure']['teacher_forced']:7.2%} with the true tokens as inputs, "
+                  f"{row['exposure']['free_running']:.2%} free-running")  # fmt: skip
         result[name] = row
     return result
 
@@ -575,7 +600,7 @@ def trajectory(models, items, config):
 
 
 def fewshot(models, items, config):
-    """Exact match with n = 0, 1, 5, 8 solved training examples before the question."""
+    """Exact match with n = 0, 1, 5, 8 solved training examples, drawn for each question, before it."""
     result = {}
     for name, model in models.items():
         conf = model.config
@@ -586,11 +611,11 @@ def fewshot(models, items, config):
             raise UserError(f"{len(train)} training questions are too few to show {max(SHOTS)} of them")
         between = "" if conf.dataset == "gsm8k" else "\n"  # as in the rows it was trained on
         for n in SHOTS:
-            shown = "".join(f"{x.prompt}{between}{x.chain}\n\n" for x in rng.sample(train, n))
-            asked = [Item(shown + x.prompt + between, x.chain) for x in items]
+            shown = ["".join(f"{x.prompt}{between}{x.chain}\n\n" for x in rng.sample(train, n)) for _ in items]
+            asked = [Item(before + x.prompt + between, x.chain) for before, x in zip(shown, items, strict=True)]
             length = [len(ids) for ids in model.tokenizer.encode([x.prompt for x in asked])]
             beyond = sum(k > conf.block_size for k in length)
-            _, _, said = chain_accuracy(model, asked, 32 if n else 256, "gsm8k")
+            _, _, said = chain_accuracy(model, asked, max(1, config.batch_size // (8 if n else 1)), "gsm8k")
             # a model of text goes on with problems of its own: what stands behind an empty line is none of this one
             hits = sum(right(source, x, text.split("\n\n")[0]) for x, text in zip(items, said, strict=True))
             share, ci95 = hits / len(items), wilson(hits, len(items))

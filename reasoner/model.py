@@ -177,6 +177,12 @@ class Reasoner(Tokenized, nn.Module, PyTorchModelHubMixin, library_name="nanojep
 
     # ---- use
 
+    def read(self, latents):
+        """latents (B, R, C), zero behind a chain's end -> list of B str: the nearest embeddings, without a Talker."""
+        eos = self.tokenizer.eos
+        rows = self.nearest(latents).masked_fill(latents.abs().sum(-1) == 0, eos).tolist()
+        return [self.tokenizer.decode(row[: row.index(eos)] if eos in row else row) for row in rows]
+
     @torch.no_grad()
     def rollout(self, prompts, max_chain=None, noise=0.0, generator=None, cached=True):
         """list of B prompts (str, or lists of ids) -> latents (B, R, C), R <= max_chain, without writing a token.
@@ -184,6 +190,8 @@ class Reasoner(Tokenized, nn.Module, PyTorchModelHubMixin, library_name="nanojep
         A chain ends with the latent whose nearest embedding is [EOS]; behind it stand zeros. `noise` is the norm of
         Gaussian noise added to each latent before it is fed back. `cached=False` is the slow obvious way, for tests.
         """
+        if not self.latent:
+            raise UserError("a Reasoner from pretraining does not think in latents yet; load the one of phase sst")
         tokens, length = self.rows(prompts)
         return self.chain(self.inputs(tokens), length, max_chain, noise, generator, cached)
 
@@ -529,6 +537,17 @@ class Pair:
     def answer(self, prompts, max_chain=None):
         """list of B str -> list of B str."""
         return self.talker.speak(self.reasoner.rollout(prompts, max_chain))
+
+
+class Nearest:
+    """A Reasoner read by its nearest embeddings: what a Talker is to be held against."""
+
+    def __init__(self, reasoner):
+        self.reasoner, self.tokenizer, self.config = reasoner, reasoner.tokenizer, reasoner.config
+
+    def answer(self, prompts, max_chain=None):
+        """list of B str -> list of B str."""
+        return self.reasoner.read(self.reasoner.rollout(prompts, max_chain))
 
 
 def load(run, device="cpu"):

@@ -33,12 +33,15 @@ from reasoner.data import (
 )
 from reasoner.evaluate import (
     EvalConfig,
+    clustered,
     containment,
     draw_chain,
     equations,
     exposure,
+    fewshot,
     mixed_latents,
     mixture,
+    noise,
     ratio,
     spread,
     trajectory,
@@ -47,6 +50,7 @@ from reasoner.evaluate import (
 from reasoner.evaluate import main as evaluate_main
 from reasoner.evaluate import talker as of_talkers
 from reasoner.model import TEMPERATURE, Coupled, Pair, Reasoner, Talker, disturbed, load, load_phase, sizes
+from reasoner.train import chain_accuracy
 from reasoner.train import main as train_main
 from results import reasoner_ablations as ablations
 
@@ -596,9 +600,11 @@ def test_text_goes_through_the_three_phases_and_resumes(tmp_path, monkeypatch, c
         train_main()
     for phase, passes in (("pretrain", 2), ("sst", 1), ("talker", 1)):
         assert json.loads((tmp_path / "r" / phase / "summary.json").read_text())["epochs"] == passes
-    assert "passages cut off" in capsys.readouterr().out
+    assert " 0 passages cut off" in capsys.readouterr().out
     reasoner = Reasoner.from_pretrained(tmp_path / "r" / "sst")
     assert reasoner.rollout([""]).size(-1) == 32
+    with pytest.raises(UserError, match="load the one of phase sst"):
+        Reasoner.from_pretrained(tmp_path / "r" / "pretrain").rollout([""])
 
 
 def test_two_processes_train_all_phases_as_one(trained, tmp_path):
@@ -730,23 +736,95 @@ def test_noise_on_strings_is_measured_with_every_baseline(tmp_path):
     assert all(set(rows) == {"drop", "replace", "insert", "latent"} for rows in found.values())
 
 
+def test_noise_is_scored_by_place_and_paired(monkeypatch, tmp_path):
+    """A model that is right exactly where its prompt is untouched, beside one that is always right."""
+    items = derivations("test", 60, tiny(dataset="cfg", levels=3))
+    gold = {x.prompt: x.chain for x in items}
+
+    def knows(model, prompts, latent_noise, generator):
+        return [gold.get(p, "") if model == "fragile" else items[at(p)].chain for p in prompts]
+
+    def at(prompt):  # the n-th prompt that is asked belongs to the n-th of its batch
+        return order.pop(0)
+
+    order = []
+    monkeypatch.setattr("reasoner.evaluate.say", knows)
+    monkeypatch.setattr("reasoner.evaluate.in_batches", lambda asked, n: order.extend(r := range(len(asked))) or [r])
+    result = noise({"fragile": "fragile", "firm": "firm"}, items, EvalConfig(run=str(tmp_path)))
+    for kind in ("drop", "replace", "insert"):
+        fragile, firm = (result[name][kind] for name in ("fragile", "firm"))
+        assert fragile[0]["token_accuracy"]["mean"] == fragile[0]["exact"] == 1 and fragile[-1]["exact"] < 0.2
+        for a, b in zip(fragile, firm, strict=True):
+            assert b["exact"] == b["normalised"]["mean"] == 1
+            assert a["token_accuracy"]["mean"] == pytest.approx(a["exact"])
+            assert b["less_the_first_run"]["mean"] == pytest.approx(1 - a["exact"])
+    assert (tmp_path / "noise.png").is_file()
+
+
+def test_answers_are_given_back_in_the_order_they_were_asked_for():
+    """Prompts are sorted by length on the way."""
+    items = trees("test", 40, tiny())
+    gold = {x.prompt: x.chain for x in items}
+    model = SimpleNamespace(config=tiny(), answer=lambda prompts: [gold[p] for p in prompts])
+    share, _, said = chain_accuracy(model, items, 8)
+    assert share == 1 and said == [x.chain for x in items] and len({len(x.prompt) for x in items}) > 3
+    gold[items[7].prompt] = "0"
+    assert chain_accuracy(model, items, 8)[0] == 39 / 40
+
+
+def test_an_interval_over_examples_knows_that_their_steps_hang_together():
+    values, examples = [0, 0, 0, 0, 1, 1, 1, 1] * 10, [i // 4 for i in range(80)]
+    together, apart = clustered(values, examples, 0), clustered(values, range(80), 0)
+    width = [x["ci95"][1] - x["ci95"][0] for x in (together, apart)]
+    assert together["mean"] == apart["mean"] == 0.5 and 1.6 < width[0] / width[1] < 2.4  # twice: four to an example
+
+
+def test_equations_survive_a_tokenizer_that_takes_their_spaces_away():
+    chain = "90-40=50, 100-50=50, 50+1000=1050 #### 1050"
+    tokenizer = make_tokenizer(tiny(dataset="gsm8k", tokenizer="bpe:400"), [Item("q", chain)] * 20)
+    assert equations(tokenizer.decode(tokenizer.encode([chain])[0])) == equations(chain)
+    assert equations(chain.replace(", ", ",")) == [("90-40", 50), ("100-50", 50), ("50+1000", 1050)]
+
+
 def test_a_trajectory_is_taken_apart_step_by_step(monkeypatch):
     """Two problems: in one the second step is wrong and carried on, the other is right; each score by hand."""
     assert equations("48/2=24, 48+24=72 #### 72") == [("48/2", 24.0), ("48+24", 72.0)]
-    assert equations("2*3=6,6+1=7, 1,000+24 = 1,024.5 #### 1,024.5") == [("2*3", 6), ("6+1", 7), ("1000+24", 1024.5)]
+    assert equations("2*3=6,6+1=7, 1000+24 = 1024.5 #### 1024.5") == [("2*3", 6), ("6+1", 7), ("1000+24", 1024.5)]
     items = [Item("q", "2+3=5, 5*2=10, 10-1=9 #### 9"), Item("p", "4*6=24, 24/3=8 #### 8")]
     said = ["2+3=5, 5*2=11, 11-1=10 #### 10", "4*6=24, 24/3=8 #### 8"]
-    monkeypatch.setattr("reasoner.evaluate.chain_accuracy", lambda model, asked: (0.5, [0.1, 0.9], said))
+    monkeypatch.setattr("reasoner.evaluate.chain_accuracy", lambda model, asked, size: (0.5, [0.1, 0.9], said))
     row = trajectory({"run": None}, items, EvalConfig())["run"]
     assert row["steps"] == row["steps_wanted"] == 2.5
     assert row["results_found"]["mean"] == pytest.approx((2 / 3 + 1) / 2)  # 5 and, by accident, 10
     assert row["another_problems"]["mean"] == 0
     assert row["right_from_the_start"]["mean"] == pytest.approx((1 / 3 + 1) / 2)
-    assert row["arithmetic"]["share"] == 4 / 5 and row["follows"]["share"] == 1
-    assert row["after_a_right_step"] | {"ci95": 0} == {"share": 1 / 2, "ci95": 0, "n": 2}
-    assert row["after_a_wrong_step"] | {"ci95": 0} == {"share": 0, "ci95": 0, "n": 1}
+    assert row["arithmetic"]["mean"] == 4 / 5 and row["follows"]["mean"] == 1
+    assert row["after_a_right_step"] | {"ci95": 0} == {"mean": 1 / 2, "ci95": 0, "n": 2}
+    assert row["after_a_wrong_step"] | {"ci95": 0} == {"mean": 0, "ci95": 0, "n": 1}
     with pytest.raises(UserError, match="two test problems or more, and equations"):
         trajectory({"run": None}, [Item("q", "so 4 #### 4"), Item("q", "so 5 #### 5")], EvalConfig())
+
+
+def test_every_question_is_asked_behind_examples_of_its_own(monkeypatch):
+    shown = [Item(f"How many is {i}?", f"{i} #### {i}") for i in range(50)]
+    items = [Item(f"What is {i}?", f"{i} #### {i}") for i in range(6)]
+    asked = {}
+
+    def answers(model, given, size, dataset):
+        n = given[0].prompt.count("####")
+        asked[n] = given
+        return 0, [], [f"0 #### {x.chain.split()[-1]}\n\nWhat? #### 7" for x in given]  # it goes on by itself
+
+    monkeypatch.setattr("reasoner.evaluate.chain_accuracy", answers)
+    monkeypatch.setattr("reasoner.evaluate.load_items", lambda split, config: shown)
+    config = tiny(dataset="gsm8k", tokenizer="bpe:340")
+    model = SimpleNamespace(config=config, tokenizer=make_tokenizer(config, shown))
+    row = fewshot({"run": model}, items, EvalConfig())["run"]
+    assert [row[str(n)]["exact_match"] for n in (0, 1, 5, 8)] == [1, 1, 1, 1]
+    for n in (0, 1, 5, 8):
+        drawn = [x.prompt.removesuffix(item.prompt).split("\n\n")[:-1] for x, item in zip(asked[n], items, strict=True)]
+        assert all(len(set(d)) == n and set(d) <= {x.prompt + x.chain for x in shown} for d in drawn)
+        assert n == 0 or len({tuple(d) for d in drawn}) > 1
 
 
 def test_few_shot_prompts_run_on_real_questions(shared_data, tmp_path):
