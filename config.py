@@ -55,13 +55,13 @@ class LoopConfig:
     # schedule
     epochs: int = opt(25, "passes over the training set", low=1)
     max_steps: int = opt(
-        0, "stop after this many optimiser steps; the schedule still spans --epochs (0: no limit)", low=0
+        0, "stop a training after this many optimiser steps; the schedule still spans --epochs (0: no limit)", low=0
     )
     eval_every: int = opt(0, "steps between validations; one also follows each epoch (0: only those)", low=0)
     batch_size: int = opt(32, "examples per optimiser step, over all processes and micro-batches", low=1)
     grad_accum: int = opt(
         1,
-        "micro-batches per step and process; only VICReg and SIGReg, statistics of a micro-batch, depend on it",
+        "micro-batches per step and process; the step is the same, but for losses on statistics of a micro-batch",
         low=1,
     )
     lr: float = opt(6e-4, "peak learning rate, reached after --warmup-steps", low=0.0, below=float("inf"))
@@ -213,7 +213,9 @@ def parse(cls, presets, description, argv=None):
         "  (none)        any GPU: the defaults; on GSM8K expect the constant baseline of 3%\n" if cls is Config else ""
     )
     listing += "\n".join(f"  {name:<14}{preset.about}" for name, preset in presets.items())
-    parser = _Parser(description=description, epilog=f"presets:\n{listing}" if presets else None, allow_abbrev=False,
+    module = getattr(sys.modules["__main__"], "__spec__", None)  # python -m NAME
+    parser = _Parser(prog=f"python -m {module.name}" if module else f"python {Path(sys.argv[0]).name}",
+                     description=description, epilog=f"presets:\n{listing}" if presets else None, allow_abbrev=False,
                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     if presets:
         parser.add_argument("--preset", choices=presets, metavar="NAME", help=f"one of {', '.join(presets)} (below)")
@@ -227,8 +229,10 @@ def parse(cls, presets, description, argv=None):
         elif kind is not bool:
             extra["choices"] = f.metadata["choices"]
             extra["metavar"] = None if extra["choices"] else {int: "N", float: "X", str: "TEXT"}[kind]
-        text = f"{f.metadata['help']} [{f.default if f.default not in ('', ()) else 'none'}]".replace("%", "%%")
-        parser.add_argument(f"--{f.name.replace('_', '-')}", default=argparse.SUPPRESS, help=text, **extra)
+        told = f.metadata["help"].endswith("]")  # the default, in words
+        text = f.metadata["help"] + ("" if told else f" [{f.default if f.default not in ('', ()) else 'none'}]")
+        parser.add_argument(f"--{f.name.replace('_', '-')}", default=argparse.SUPPRESS,
+                            help=text.replace("%", "%%"), **extra)  # fmt: skip
     given = vars(parser.parse_args(argv))
     for f in fields(cls):
         value, low, below = given.get(f.name), f.metadata.get("low"), f.metadata.get("below")

@@ -157,7 +157,7 @@ def load_pairs(config):
     """Config -> {"train", "val", "test"} of lists of Pair.
 
     SAMSum from a folder that has no training split trains on its validation split, of which every eighth dialogue is
-    set aside, and on DialogSum where present: all files but those with "test" in their name.
+    set aside. DialogSum, where the folder has it, is trained on, too: all files but those with "test" in their name.
     """
     if config.dataset == "paraphrase":
         if config.data_dir:

@@ -37,12 +37,12 @@ REFERENCES = ("own", "shuffled", "zero", "lead3", "full_text")
 class EvalConfig:
     """What `latent_stack.evaluate` reads."""
 
-    run: str = opt("out/latent", "folder of the trained run")
+    run: str = opt("out/latent-quick", "folder of the trained run")
     what: str = opt("summaries", "the experiment",
                     ("summaries", "interpolate", "neighbours", "cluster", "map", "middle"))  # fmt: skip
     text: str = opt("", "say this text instead ( - reads it from stdin)")
     data_dir: str = opt("", "folder of the data [what the run was trained on]")
-    limit: int = opt(0, "use the first N test texts only (0: all)", low=0)
+    limit: int = opt(0, "use the first N test texts only, 10 or more (0: all)", low=0)
     clusters: int = opt(8, "cluster, map: number of clusters", low=2)
     seed: int = opt(0, "seed of shuffling, bootstrap, clusters and the random middle model", low=0)
     device: str = opt("auto", "auto, cpu, cuda, cuda:N or mps; auto takes the best one present")

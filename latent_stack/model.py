@@ -407,10 +407,14 @@ class LatentStack(Stored, nn.Module, PyTorchModelHubMixin, library_name="nanojep
 
     def token_loss(self, prefix, batch):
         """Soft tokens (B, P, E), Batch -> cross-entropy of the targets behind them, summed, over `n_targets`: ()."""
+        return self.text_losses(prefix, batch).sum() / batch.n_targets
+
+    def text_losses(self, prefix, batch):
+        """Soft tokens (B, P, E), Batch -> cross-entropy of each target behind them, in nats, over its tokens: (B,)."""
         given, wanted = batch.tokens[:, :-1].clamp(min=0), batch.tokens[:, 1:]  # padding is behind, and causal
         logits = self.logits(prefix, given).float()
-        total = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=-1, reduction="sum")
-        return total / batch.n_targets
+        loss = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=-1, reduction="none")
+        return loss.view(wanted.shape).sum(1)
 
     # ---- use
 

@@ -11,7 +11,6 @@ trained, and the mean and spread of pooled texts), best/, state.pt, log.jsonl, l
 
 import json
 import time
-from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,24 +59,30 @@ def teach_words(model, data, config, device, quiet=False):
 
 
 @torch.no_grad()
-def validation_loss(model, data, config, device, batch_size=32):
-    """Loss per target token of a split, in eval mode, and the same given another text's idea -> dict of floats.
+def validation_losses(model, data, device, batch_size=32):
+    """Nats of each text's target, in eval mode, given its own idea and another text's -> two arrays (N,)."""
+    model.eval()
+    losses, order = ([], []), np.random.default_rng(0).permutation(len(data))
+    with device.autocast():
+        before = model.prefix_of(data.batch(order[-1:], 1.0).to(device.device))  # of the text before
+        for i in range(0, len(order), batch_size):
+            batch = data.batch(order[i : i + batch_size], 1.0).to(device.device)
+            own = model.prefix_of(batch)
+            for of, prefix in zip(losses, (own, torch.cat((before, own[:-1]))), strict=True):
+                of.append(model.text_losses(prefix, batch).double().cpu())
+            before = own[-1:]
+    model.train()
+    back = np.argsort(order)
+    return tuple(torch.cat(of).numpy()[back] for of in losses)
+
+
+def validation_loss(model, data, device):
+    """Loss per target token of a split and the same given another text's idea -> dict of floats.
 
     Without a difference between the two, the language model has learned the style of the targets and no content.
     """
-    model.eval()
-    total, n_targets = defaultdict(float), data.total(range(len(data)))
-    order = np.random.default_rng(0).permutation(len(data))
-    with device.autocast():
-        before = model.prefix_of(data.batch(order[-1:], n_targets).to(device.device))  # of the text before
-        for i in range(0, len(order), batch_size):
-            batch = data.batch(order[i : i + batch_size], n_targets).to(device.device)
-            own = model.prefix_of(batch)
-            total["loss"] += model.token_loss(own, batch)
-            total["loss_shuffled"] += model.token_loss(torch.cat((before, own[:-1])), batch)
-            before = own[-1:]
-    model.train()
-    return {name: float(v) for name, v in total.items()}
+    own, other = (x.sum() / data.total(range(len(data))) for x in validation_losses(model, data, device))
+    return {"loss": float(own), "loss_shuffled": float(other)}
 
 
 def describe(batch, model):
@@ -135,7 +140,7 @@ def main():
     say(f"schedule   {config.epochs} epochs of {steps} steps of {config.batch_size} pairs\n")
     say(describe(train.batch([0]), model) + "\n")
     summary = fit(model, steps, batches, config, processes=processes, device=device,
-                  validate=lambda m: validation_loss(m, val, config, device))  # fmt: skip
+                  validate=lambda m: validation_loss(m, val, device))  # fmt: skip
     if processes.main:
         from latent_stack.evaluate import summaries  # ROUGE beside its controls
 

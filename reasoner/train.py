@@ -238,6 +238,9 @@ def run_phase(phase, whole, splits, device, processes):
 
 def main():
     config, given = parse(ReasonerConfig, PRESETS, __doc__.split("\n\n")[0])
+    if config.resume and "phase" not in given and (Path(config.run) / "config.json").is_file():
+        saved = read_config(config.run, ReasonerConfig, "", needed=("config.json",))
+        config = replace(config, phase=saved.phase)  # --epochs and --lr are that phase's
     if config.phase in BEFORE:  # --epochs and --lr are pretraining's, or those of the one phase that is trained
         config = replace(config, **{f"{config.phase}_{k}": getattr(config, k) for k in {"epochs", "lr"} & given})
         given = {f"{config.phase}_{k}" if k in ("epochs", "lr") else k for k in given}

@@ -30,7 +30,7 @@ from latent_stack.evaluate import (
 )
 from latent_stack.evaluate import main as evaluate_main
 from latent_stack.model import BagOfWords, LatentStack, load_run, place
-from latent_stack.train import teach_words, validation_loss
+from latent_stack.train import teach_words, validation_loss, validation_losses
 from results import latent_settings
 from train import save_model
 
@@ -600,7 +600,12 @@ def test_the_validation_loss_stands_beside_that_of_another_texts_idea(tiny_backb
     """One text more than a batch: nobody is compared with the own idea, alone in the last batch or not."""
     model = made(tiny_backbones)
     data = Encoded(PAIRS[:9], model)
-    found = validation_loss(model, data, model.config, resolve_device("cpu"), batch_size=4)
+    found = validation_loss(model, data, resolve_device("cpu"))
+    own, other = validation_losses(model, data, resolve_device("cpu"), batch_size=4)
+    n = data.total(range(9))
+    assert [own.sum() / n, other.sum() / n] == pytest.approx([found["loss"], found["loss_shuffled"]], rel=1e-5)
+    alone = data.batch([5], 1.0)
+    assert own[5] == pytest.approx(model.token_loss(model.prefix_of(alone), alone).item(), rel=1e-5)
     order, share = np.random.default_rng(0).permutation(9).tolist(), data.total(range(9))
     batches = [data.batch([i], share) for i in order]
     own = [model.prefix_of(b).detach() for b in batches]
@@ -617,7 +622,12 @@ def test_settings_are_trained_side_by_side_and_not_twice(tiny_backbones, tmp_pat
     for _ in range(2):
         latent_settings.main([*words, "--only", "no middle model"])
     rows = json.loads((tmp_path / "s.json").read_text())["settings"]
-    assert list(rows) == ["no middle model"] and rows["no middle model"]["val_loss_shuffled"] > 0
+    row = rows["no middle model"]
+    assert list(rows) == ["no middle model"] and row["val_loss_shuffled"] > 0
+    found = row["val_loss_difference"]
+    assert found["mean"] == pytest.approx(row["val_loss_shuffled"] - row["val_loss"], abs=1e-4)
+    assert found["ci95"][0] < found["mean"] < found["ci95"][1]
+    assert row["val_loss_difference_less_the_first"] == {"mean": 0.0, "ci95": [0.0, 0.0]}
     assert capsys.readouterr().out.count("python -m latent_stack.train") == 1
 
 

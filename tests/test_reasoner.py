@@ -640,6 +640,14 @@ def test_a_phase_refuses_the_checkpoint_of_another_phase_and_of_another_system(t
         load_phase(Reasoner, run / "pretrain", "sst")
 
 
+def test_a_resumed_phase_takes_epochs_as_its_own(trained, tmp_path, monkeypatch):
+    begin = [*TINY[:-6], "--device", "cpu", "--phase", "sst", "--init", trained[0] / "pretrain", "--epochs", "1"]
+    for words in (begin, ["--resume", "--epochs", "2"]):
+        monkeypatch.setattr("sys.argv", ["reasoner.train", *map(str, words), "--run", str(tmp_path)])
+        train_main()
+        assert json.loads((tmp_path / "sst" / "summary.json").read_text())["epochs"] == int(words[-1])
+
+
 def test_a_mistake_costs_nothing_and_a_fresh_start_only_what_it_trains_anew(trained, tmp_path, monkeypatch):
     run = tmp_path / "run"
     shutil.copytree(trained[0], run)
