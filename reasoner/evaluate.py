@@ -7,7 +7,9 @@
     python -m reasoner.evaluate --what trajectory --run out/reasoner-gsm8k    GSM8K: how good is the way to the answer?
     python -m reasoner.evaluate --what fewshot --run out/reasoner-gsm8k --data-dir DIR      n solved examples before it
 
-Writes <what>.json, and for tree and cfg a figure, into the run's folder.
+Writes <what>.json, and for tree and cfg a figure, into the run's folder. Beside JEPA-Reasoner, tree, cfg and
+trajectory measure the same Reasoner with tokens fed back instead of latents; tree and trajectory also read it without
+the Talker.
 
 Shapes: B prompts, R latents a chain, C width, N cases.
 """
@@ -303,7 +305,9 @@ def ratio(shares, clean, seed, n=1000):
 
 
 def say(model, prompts, latent_noise, generator):
-    """Answers of a Pair or a baseline, with Gaussian noise of a norm on everything that is fed back."""
+    """Answers of any model, with Gaussian noise of a norm on everything that is fed back."""
+    if isinstance(model, Nearest):
+        return model.answer(prompts, None, latent_noise, generator)
     if isinstance(model, Pair):
         return model.talker.speak(model.reasoner.rollout(prompts, noise=latent_noise, generator=generator))
     ids = model.tokens(prompts, noise=latent_noise, generator=generator)
@@ -550,14 +554,11 @@ def trajectory(models, items, config):
     follows                share of chains whose answer is the result of their last equation
     exposure               of a Reasoner: share of chain tokens that are right, with the true ones as inputs and without
 
-    Intervals are over problems. A Reasoner's chains are spoken by the Talker and read by the nearest embedding.
+    Intervals are over problems.
     """
     result, wanted = {}, [equations(x.chain) for x in items]
     if len(items) < 2 or not any(wanted):
         raise UserError("--what trajectory wants two test problems or more, and equations in their solutions")
-    for run, model in list(models.items()):
-        if isinstance(model, Pair):
-            models = models | {f"{run}, by the nearest embedding": Nearest(model.reasoner)}
     for name, model in models.items():
         share, ci95, said = chain_accuracy(model, items, config.batch_size)
         found = [equations(x) for x in said]
@@ -660,6 +661,11 @@ def main():
             raise UserError(f"{config.run} was trained on {first.dataset} and cannot read questions")
         source = replace(source, dataset="gsm8k", data_dir=config.data_dir)
     items = load_items("test", source)[: config.limit or None]
+    for run, model in list(models.items()) if config.what in ("tree", "cfg", "trajectory") else ():
+        if isinstance(model, Pair):
+            if config.what != "cfg":
+                models[f"{run}, by the nearest embedding"] = Nearest(model.reasoner)
+            models[f"{run}, tokens fed back"] = Nearest(model.reasoner, tokens=True)
     experiment = {"tree": tree, "cfg": noise, "containment": containment, "talker": talker,
                   "trajectory": trajectory, "fewshot": fewshot}  # fmt: skip
     with torch.no_grad():

@@ -184,16 +184,18 @@ class Reasoner(Tokenized, nn.Module, PyTorchModelHubMixin, library_name="nanojep
         return [self.tokenizer.decode(row[: row.index(eos)] if eos in row else row) for row in rows]
 
     @torch.no_grad()
-    def rollout(self, prompts, max_chain=None, noise=0.0, generator=None, cached=True):
+    def rollout(self, prompts, max_chain=None, noise=0.0, generator=None, cached=True, tokens=False):
         """list of B prompts (str, or lists of ids) -> latents (B, R, C), R <= max_chain, without writing a token.
 
         A chain ends with the latent whose nearest embedding is [EOS]; behind it stand zeros. `noise` is the norm of
-        Gaussian noise added to each latent before it is fed back. `cached=False` is the slow obvious way, for tests.
+        Gaussian noise added to each latent before it is fed back. `tokens`: not the latent is fed back but the nearest
+        embedding, as an ordinary language model does. `cached=False` is the slow obvious way, for tests.
         """
         if not self.latent:
             raise UserError("a Reasoner from pretraining does not think in latents yet; load the one of phase sst")
-        tokens, length = self.rows(prompts)
-        return self.chain(self.inputs(tokens), length, max_chain, noise, generator, cached)
+        ids, length = self.rows(prompts)
+        forced = (lambda step, latent: self.inputs(self.nearest(latent))) if tokens else None
+        return self.chain(self.inputs(ids), length, max_chain, noise, generator, cached, forced)
 
     def chain(self, x, length, max_chain=None, noise=0.0, generator=None, cached=True, forced=None):
         """Input embeddings x (B, T, C), of which the first `length` (B,) count -> latents (B, R, C); see `rollout`.
@@ -540,14 +542,19 @@ class Pair:
 
 
 class Nearest:
-    """A Reasoner read by its nearest embeddings: what a Talker is to be held against."""
+    """A Reasoner read by its nearest embeddings: what a Talker is to be held against.
 
-    def __init__(self, reasoner):
-        self.reasoner, self.tokenizer, self.config = reasoner, reasoner.tokenizer, reasoner.config
+    `tokens`: and these are fed back, not the latents. The same weights without a chain of latents, so the control.
+    """
 
-    def answer(self, prompts, max_chain=None):
+    def __init__(self, reasoner, tokens=False):
+        self.reasoner, self.tokens = reasoner, tokens
+        self.tokenizer, self.config = reasoner.tokenizer, reasoner.config
+
+    def answer(self, prompts, max_chain=None, noise=0.0, generator=None):
         """list of B str -> list of B str."""
-        return self.reasoner.read(self.reasoner.rollout(prompts, max_chain))
+        latents = self.reasoner.rollout(prompts, max_chain, noise, generator, tokens=self.tokens)
+        return self.reasoner.read(latents)
 
 
 def load(run, device="cpu"):

@@ -49,7 +49,7 @@ from reasoner.evaluate import (
 )
 from reasoner.evaluate import main as evaluate_main
 from reasoner.evaluate import talker as of_talkers
-from reasoner.model import TEMPERATURE, Coupled, Pair, Reasoner, Talker, disturbed, load, load_phase, sizes
+from reasoner.model import TEMPERATURE, Coupled, Nearest, Pair, Reasoner, Talker, disturbed, load, load_phase, sizes
 from reasoner.train import chain_accuracy
 from reasoner.train import main as train_main
 from results import reasoner_ablations as ablations
@@ -460,6 +460,20 @@ def test_no_token_sees_a_latent_that_has_read_it(talker):
         assert read[: t + 1].min() > 0 and not read[t + 1 :].any()
 
 
+def test_tokens_fed_back_are_the_nearest_embeddings_and_without_a_talker_they_are_what_is_said():
+    reasoner = made(Reasoner, trained="sst")
+    latents, fed = reasoner.rollout(PROMPTS), reasoner.rollout(PROMPTS, tokens=True)
+    assert torch.equal(latents[:, 0], fed[:, 0]) and not torch.allclose(latents[:, 1], fed[:, 1])
+    with torch.no_grad():  # the first token behind each prompt, by hand
+        for prompt, chain in zip(PROMPTS, fed, strict=True):
+            ids = reasoner.tokenizer.encode([prompt])[0]
+            ids.append(reasoner.nearest(chain[0]).item())
+            wanted = reasoner.states(reasoner.inputs(torch.tensor([ids])))[0, -1]
+            assert torch.allclose(chain[1], wanted, atol=1e-5)
+    said = Nearest(reasoner, tokens=True).answer(PROMPTS)
+    assert said == reasoner.read(fed) and all(text.split() for text in said)
+
+
 # ------------------------------------------------------------------------------------------ measures
 
 
@@ -740,7 +754,8 @@ def test_noise_on_strings_is_measured_with_every_baseline(tmp_path):
     script("-m", "reasoner.train", *cfg, "--model", "coupled", "--run", tmp_path / "c")
     script("-m", "reasoner.evaluate", "--run", tmp_path / "r", "--what", "cfg", "--baseline", tmp_path / "c")
     found = json.loads((tmp_path / "r" / "cfg.json").read_text())["runs"]
-    assert len(found) == 2 and (tmp_path / "r" / "noise.png").is_file()
+    assert list(found) == [str(tmp_path / "r"), str(tmp_path / "c"), f"{tmp_path / 'r'}, tokens fed back"]
+    assert (tmp_path / "r" / "noise.png").is_file()
     assert all(set(rows) == {"drop", "replace", "insert", "latent"} for rows in found.values())
 
 
