@@ -77,7 +77,7 @@ EXPERIMENTS = ("tree", "cfg", "containment", "talker", "trajectory", "fewshot") 
 
 PRESETS = {
     "quick": Preset(
-        "2 CPU cores, 9 min: tree search, up to 9 nodes; 99.3% of unseen trees",
+        "2 CPU cores, 9 min: tree search, up to 9 nodes; 99.4% of unseen trees",
         dict(run="out/reasoner-quick", n_train=90_000, leaves=5, depth=4, labels=12, block_size=64, n_layer=6,
              n_head=4, n_embd=128, n_hidden=352, talker_layer=1, batch_size=32, epochs=1, lr=2e-3, sst_lr=2e-3,
              pretrain_on="chain"),
