@@ -104,13 +104,16 @@ def main(argv=None):
         result[phase][name] = measure_sst(folder, items) if phase == "sst" else measure_talker(folder, items, reasoner)
     write_json(args.json, result)
 
-    print("\n| self-supervised training | routes right, by the nearest embedding | cos own / other | chain tokens right, "
-          "free / true inputs | weight of the sibling less that of another node |\n|---|---|---|---|---|")  # fmt: skip
+    print(
+        "\n| self-supervised training | routes right, by the nearest embedding | cos own / other | chain tokens "
+        "right, free / true inputs | weight of the sibling less that of another node |\n|---|---|---|---|---|"
+    )
     for name, row in result["sst"].items():
         beta = row["mixed"]["beta_difference"] if row["mixed"] else {"mean": 0.0, "ci95": (0.0, 0.0)}
+        mixed = f"{beta['mean']:+.4f} ({beta['ci95'][0]:+.4f} to {beta['ci95'][1]:+.4f})"
         print(f"| {name} | {row['route_accuracy']:.1%} ({100 * row['ci95'][0]:.1f} to {100 * row['ci95'][1]:.1f}) | "
               f"{row['val_cos_own']:.3f} / {row['val_cos_other']:.3f} | {row['free_running']:.1%} / "
-              f"{row['teacher_forced']:.1%} | {beta['mean']:+.4f} ({beta['ci95'][0]:+.4f} to {beta['ci95'][1]:+.4f}) |")  # fmt: skip
+              f"{row['teacher_forced']:.1%} | {mixed} |")  # fmt: skip
     print("\n| Talker | parameters | routes right |\n|---|---|---|")
     for name, row in result["talker"].items():
         low, high = (100 * x for x in row["ci95"])
