@@ -92,25 +92,33 @@ NUMBER = r"([+-]?\d+\.\d+)"
     "folder,names", [(".", "(?!reasoner|latent)"), ("reasoner", "reasoner"), ("latent_stack", "latent")]
 )
 def test_every_figure_of_the_result_tables_is_in_results(folder, names):
-    """A figure that was typed instead of measured would stand here alone; with its interval it must be one result."""
+    """A figure that was typed instead of measured would stand here alone; with its interval it must be one result.
+
+    In the siblings' pages they must stand in the file or folder of results/ that the text before the table named last.
+    """
     text = (ROOT / folder / "README.md").read_text(encoding="utf-8")
     paths = [p for p in (ROOT / "results").rglob("*.json") if re.match(names, str(p.relative_to(ROOT / "results")))]
-    results = [json.loads(p.read_text()) for p in paths]
-    known = set().union(*map(figures, results))
-    part = re.search(r"\n## Results.*?(?=\n## |\Z)", text, re.S)[0]
-    cells = [cell for line in part.splitlines() if line.startswith("|") for cell in line.split("|")[2:]]
-    quoted = {x for cell in cells for x in re.findall(r"(?<![\w.@])\d[\d,]*\.\d+", cell)}
+    part, tables = re.search(r"\n## Results.*?(?=\n## |\Z)", text, re.S)[0], {}
+    for line in part.splitlines():
+        for name in re.findall(r"results/[\w.-]*\w", line)[-1:] if folder != "." else ():
+            named = ROOT / name
+            paths = [p for p in (named, *named.rglob("*.json")) if p.suffix == ".json" and p.is_file()] or paths
+        if line.startswith("|"):
+            tables.setdefault(tuple(paths), []).extend(line.split("|")[2:])
     if folder == ".":
-        quoted |= set(re.findall(r"(?<![\w.@])\d+\.\d+", text.split("## Two commands")[0]))
-    assert len(quoted) > 10, "no figures found in the tables: this test reads nothing"
-    assert not sorted(quoted - known)
-    measured = intervals(results)
-    for cell in cells:
-        for told in re.findall(rf"{NUMBER}%? \((?:95%: )?{NUMBER} to {NUMBER}\)", cell):
-            shapes = [f"{{:.{len(x.partition('.')[2])}f}}" for x in told]
-            wanted = [shape.format(float(x)) for shape, x in zip(shapes, told, strict=True)]
-            assert any([shape.format(scale * v) for shape, v in zip(shapes, found, strict=True)] == wanted
-                       for found in measured for scale in (1, 100)), cell  # fmt: skip
+        tables[tuple(paths)] += re.findall(r"(?<![\w.@])\d+\.\d+", text.split("## Two commands")[0])
+    for paths, cells in tables.items():
+        results = [json.loads(p.read_text()) for p in paths]
+        quoted = {x for cell in cells for x in re.findall(r"(?<![\w.@])\d[\d,]*\.\d+", cell)}
+        assert not sorted(quoted - set().union(*map(figures, results))), paths
+        measured = intervals(results)
+        for cell in cells:
+            for told in re.findall(rf"{NUMBER}%? \((?:95%: )?{NUMBER} to {NUMBER}\)", cell):
+                shapes = [f"{{:.{len(x.partition('.')[2])}f}}" for x in told]
+                wanted = [shape.format(float(x)) for shape, x in zip(shapes, told, strict=True)]
+                assert any([shape.format(scale * v) for shape, v in zip(shapes, found, strict=True)] == wanted
+                           for found in measured for scale in (1, 100)), (cell, paths)  # fmt: skip
+    assert sum(map(len, tables.values())) > 10, "no figures found in the tables: this test reads nothing"
 
 
 @pytest.mark.parametrize("system", ["reasoner", "latent_stack"])
