@@ -37,6 +37,7 @@ from reasoner.train import chain_accuracy, right
 NOISE = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 LATENT_NOISE = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
 SHOTS = (0, 1, 5, 8)
+SHARES = ("arithmetic", "follows", "after_a_right_step", "after_a_wrong_step")  # of steps, see `trajectory`
 MOST_FORCED, FORCED_STEPS = 400, 16  # `containment`: examples, and steps of a chain, each a rollout of its own
 
 
@@ -531,14 +532,6 @@ def near(a, b):
     return abs(a - b) < 0.0051  # solutions round to cents
 
 
-SHARES = ("arithmetic", "follows", "after_a_right_step", "after_a_wrong_step")  # of steps, several to a problem
-
-
-def note(of, value, problem):
-    of[0].append(value)
-    of[1].append(problem)
-
-
 def trajectory(models, items, config):
     """How good is the way to the answer, and do errors come together? For chains of equations.
 
@@ -562,7 +555,7 @@ def trajectory(models, items, config):
     for name, model in models.items():
         share, ci95, said = chain_accuracy(model, items, config.batch_size)
         found = [equations(x) for x in said]
-        score, steps = defaultdict(list), {key: ([], []) for key in SHARES}
+        score, steps = defaultdict(list), {key: [] for key in SHARES}  # steps: (value, problem), several to a problem
         for i, (gold, own, stranger, text) in enumerate(zip(wanted, found, found[1:] + found[:1], said, strict=True)):
             if gold:
                 for key, chain in (("results_found", own), ("another_problems", stranger)):
@@ -570,19 +563,19 @@ def trajectory(models, items, config):
                 step = [t < len(own) and near(own[t][1], gold[t][1]) for t in range(len(gold))]
                 score["right_from_the_start"].append([*step, False].index(False) / len(gold))
                 for before, now in zip(step, step[1:], strict=False):
-                    note(steps["after_a_right_step" if before else "after_a_wrong_step"], now, i)
+                    steps["after_a_right_step" if before else "after_a_wrong_step"].append((now, i))
             for left, stated in own:
                 value = compute(left, {})
-                note(steps["arithmetic"], bool(value) and near(float(value), stated), i)
+                steps["arithmetic"].append((bool(value) and near(float(value), stated), i))
             answer = parse_answer(text)
             if own and answer is not None:
-                note(steps["follows"], near(float(answer), own[-1][1]), i)
+                steps["follows"].append((near(float(answer), own[-1][1]), i))
         row = {"n": len(items), "exact_match": share, "exact_match_ci95": ci95,
                "steps": mean(map(len, found)), "steps_wanted": mean(map(len, wanted))}  # fmt: skip
         row |= {key: interval(values) for key, values in score.items()}
-        for key, (values, problems) in steps.items():
+        for key, values in steps.items():
             none = {"mean": 0.0, "ci95": wilson(0, 0)}
-            row[key] = (clustered(values, problems, config.seed) if values else none) | {"n": len(values)}
+            row[key] = (clustered(*zip(*values, strict=True), config.seed) if values else none) | {"n": len(values)}
         if isinstance(model, Pair):
             row["exposure"] = exposure(model.reasoner, items, config.batch_size)
         print(f"\n{name}: exact match {share:.2%} ({ci95[0]:.2%} to {ci95[1]:.2%}); {row['steps']:.1f} steps a chain, "
