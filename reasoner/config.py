@@ -93,7 +93,7 @@ PRESETS = {
              pretrain_on="chain"),
     ),
     "gsm8k-small": Preset(
-        "2 CPU cores, 23 min on one of them: GSM8K, equations as the chain, 2M parameters",
+        "2 CPU cores, 25 min on one of them: GSM8K, equations as the chain, 2M parameters",
         dict(run="out/reasoner-gsm8k", dataset="gsm8k", reasoning="equations", tokenizer="bpe:2048", block_size=512,
              n_layer=6, n_head=4, n_embd=128, n_hidden=352, dropout=0.1, talker_layer=2, batch_size=32, epochs=6,
              sst_epochs=2, talker_epochs=2, lr=2e-3, sst_lr=2e-3, weight_decay=0.1),
