@@ -69,7 +69,7 @@ def validation_losses(model, data, device, batch_size=32):
             batch = data.batch(order[i : i + batch_size], 1.0).to(device.device)
             own = model.prefix_of(batch)
             for of, prefix in zip(losses, (own, torch.cat((before, own[:-1]))), strict=True):
-                of.append(model.text_losses(prefix, batch).double().cpu())
+                of.append(model.text_losses(prefix, batch).cpu().double())
             before = own[-1:]
     model.train()
     back = np.argsort(order)

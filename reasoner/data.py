@@ -196,6 +196,7 @@ class Passages:
     n: int  # passages at most
     seed: int
     files: tuple = ()  # (path, bytes, time of the last change); none: the Hub
+    made_of: tuple = (HUB, tuple(SHARE.items()))  # by all of this `datasets` knows passages that it has encoded before
 
     def __iter__(self):
         rows = (text for path, *_ in self.files for text in _passages_of(Path(path))) if self.files else _streamed(self)

@@ -8,8 +8,7 @@
     python -m reasoner.evaluate --what fewshot --run out/reasoner-gsm8k --data-dir DIR      n solved examples before it
 
 Writes <what>.json, and for tree and cfg a figure, into the run's folder. Beside JEPA-Reasoner, tree, cfg and
-trajectory measure the same Reasoner with tokens fed back instead of latents; tree and trajectory also read it without
-the Talker.
+trajectory measure the same Reasoner read without the Talker, and the same with tokens fed back instead of latents.
 
 Shapes: B prompts, R latents a chain, C width, N cases.
 """
@@ -594,7 +593,11 @@ def trajectory(models, items, config):
 
 
 def fewshot(models, items, config):
-    """Exact match with n = 0, 1, 5, 8 solved training examples, drawn for each question, before it."""
+    """Exact match with n = 0, 1, 5, 8 solved training examples, drawn for each question, before it.
+
+    `less_none`: less that with none, paired over questions. Also the share of prompts longer than --block-size, and
+    than any question with its answer that the model was trained on.
+    """
     result = {}
     for name, model in models.items():
         conf = model.config
@@ -603,6 +606,7 @@ def fewshot(models, items, config):
         train, rng = load_items("train", source), random.Random(config.seed)
         if len(train) < max(SHOTS):
             raise UserError(f"{len(train)} training questions are too few to show {max(SHOTS)} of them")
+        none, longest = None, max(map(len, model.tokenizer.encode([x.prompt + x.chain for x in train])))
         between = "" if conf.dataset == "gsm8k" else "\n"  # as in the rows it was trained on
         for n in SHOTS:
             shown = ["".join(f"{x.prompt}{between}{x.chain}\n\n" for x in rng.sample(train, n)) for _ in items]
@@ -611,10 +615,13 @@ def fewshot(models, items, config):
             beyond = sum(k > conf.block_size for k in length)
             _, _, said = chain_accuracy(model, asked, max(1, config.batch_size // (8 if n else 1)), "gsm8k")
             # a model of text goes on with problems of its own: what stands behind an empty line is none of this one
-            hits = sum(right(source, x, text.split("\n\n")[0]) for x, text in zip(items, said, strict=True))
-            share, ci95 = hits / len(items), wilson(hits, len(items))
-            result.setdefault(name, {})[str(n)] = {"exact_match": share, "ci95": ci95, "n": len(items),
-                                                   "longer_than_block_size": beyond / len(items)}  # fmt: skip
+            hits = [right(source, x, text.split("\n\n")[0]) for x, text in zip(items, said, strict=True)]
+            none = none or hits  # of the first n, 0
+            share, ci95 = mean(hits), wilson(sum(hits), len(items))
+            result.setdefault(name, {})[str(n)] = {
+                "exact_match": share, "ci95": ci95, "n": len(items), "less_none": less(hits, none),
+                "longer_than_block_size": beyond / len(items),
+                "longer_than_any_row": mean(k > longest for k in length)}  # fmt: skip
             note = (
                 f"; {beyond / len(items):.0%} of the prompts are longer than --block-size {conf.block_size}"
                 if beyond
@@ -656,8 +663,7 @@ def main():
     items = load_items("test", source)[: config.limit or None]
     for run, model in list(models.items()) if config.what in ("tree", "cfg", "trajectory") else ():
         if isinstance(model, Pair):
-            if config.what != "cfg":
-                models[f"{run}, by the nearest embedding"] = Nearest(model.reasoner)
+            models[f"{run}, by the nearest embedding"] = Nearest(model.reasoner)
             models[f"{run}, tokens fed back"] = Nearest(model.reasoner, tokens=True)
     experiment = {"tree": tree, "cfg": noise, "containment": containment, "talker": talker,
                   "trajectory": trajectory, "fewshot": fewshot}  # fmt: skip

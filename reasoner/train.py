@@ -227,7 +227,8 @@ def run_phase(phase, whole, splits, device, processes):
         clear_run(run)
     summary = fit(model, steps, batches, config, processes=processes, device=device,
                   validate=lambda m: validation_loss(m, val, config, device, after),
-                  after_step=getattr(model, "update_target", None), again=f"--run {whole.run} --resume")  # fmt: skip
+                  after_step=getattr(model, "update_target", None),
+                  again=f"--run {whole.run} --phase {whole.phase} --resume")  # fmt: skip
     summary = {"n_params": model.n_params(), **summary, "device": device.why, "torch": torch.__version__}
     if processes.main:
         plot_loss(run, f"{phase}: {config.dataset}")

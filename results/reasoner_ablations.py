@@ -109,8 +109,10 @@ def main(argv=None):
         "right, free / true inputs | weight of the sibling less that of another node |\n|---|---|---|---|---|"
     )
     for name, row in result["sst"].items():
-        beta = row["mixed"]["beta_difference"] if row["mixed"] else {"mean": 0.0, "ci95": (0.0, 0.0)}
-        mixed = f"{beta['mean']:+.4f} ({beta['ci95'][0]:+.4f} to {beta['ci95'][1]:+.4f})"
+        mixed = "none is right so far"
+        if row["mixed"]:
+            beta = row["mixed"]["beta_difference"]
+            mixed = f"{beta['mean']:+.4f} ({beta['ci95'][0]:+.4f} to {beta['ci95'][1]:+.4f})"
         print(f"| {name} | {row['route_accuracy']:.1%} ({100 * row['ci95'][0]:.1f} to {100 * row['ci95'][1]:.1f}) | "
               f"{row['val_cos_own']:.3f} / {row['val_cos_other']:.3f} | {row['free_running']:.1%} / "
               f"{row['teacher_forced']:.1%} | {mixed} |")  # fmt: skip

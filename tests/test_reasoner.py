@@ -467,11 +467,16 @@ def test_tokens_fed_back_are_the_nearest_embeddings_and_without_a_talker_they_ar
     with torch.no_grad():  # the first token behind each prompt, by hand
         for prompt, chain in zip(PROMPTS, fed, strict=True):
             ids = reasoner.tokenizer.encode([prompt])[0]
-            ids.append(reasoner.nearest(chain[0]).item())
-            wanted = reasoner.states(reasoner.inputs(torch.tensor([ids])))[0, -1]
-            assert torch.allclose(chain[1], wanted, atol=1e-5)
-    said = Nearest(reasoner, tokens=True).answer(PROMPTS)
-    assert said == reasoner.read(fed) and all(text.split() for text in said)
+            for before, after in zip(chain, chain[1:], strict=False):
+                ids.append(reasoner.nearest(before).item())
+                wanted = reasoner.states(reasoner.inputs(torch.tensor([ids])))[0, -1]
+                assert torch.allclose(after, wanted, atol=1e-5) or not after.any()
+    assert Nearest(reasoner, tokens=True).answer(PROMPTS) == reasoner.read(fed)
+    t = reasoner.tokenizer
+    rows = torch.tensor([[*t.encode(["4 2"])[0], t.eos, *t.encode(["7"])[0]], [*t.encode(["1 2 3"])[0], t.eos]])
+    exact = F.normalize(reasoner.target(rows), dim=-1).detach()
+    exact[1, 2:] = 0  # a chain that has ended without [EOS]
+    assert reasoner.read(exact) == ["4 2", "1 2"]
 
 
 # ------------------------------------------------------------------------------------------ measures
@@ -754,7 +759,8 @@ def test_noise_on_strings_is_measured_with_every_baseline(tmp_path):
     script("-m", "reasoner.train", *cfg, "--model", "coupled", "--run", tmp_path / "c")
     script("-m", "reasoner.evaluate", "--run", tmp_path / "r", "--what", "cfg", "--baseline", tmp_path / "c")
     found = json.loads((tmp_path / "r" / "cfg.json").read_text())["runs"]
-    assert list(found) == [str(tmp_path / "r"), str(tmp_path / "c"), f"{tmp_path / 'r'}, tokens fed back"]
+    names = [f"{tmp_path / 'r'}, {x}" for x in ("by the nearest embedding", "tokens fed back")]
+    assert list(found) == [str(tmp_path / "r"), str(tmp_path / "c"), *names]
     assert (tmp_path / "r" / "noise.png").is_file()
     assert all(set(rows) == {"drop", "replace", "insert", "latent"} for rows in found.values())
 
@@ -844,6 +850,7 @@ def test_every_question_is_asked_behind_examples_of_its_own(monkeypatch):
     model = SimpleNamespace(config=config, tokenizer=make_tokenizer(config, shown))
     row = fewshot({"run": model}, items, EvalConfig())["run"]
     assert [row[str(n)]["exact_match"] for n in (0, 1, 5, 8)] == [1, 1, 1, 1]
+    assert [row[str(n)]["longer_than_any_row"] for n in (0, 1)] == [0, 1] and row["8"]["less_none"]["mean"] == 0
     for n in (0, 1, 5, 8):
         drawn = [x.prompt.removesuffix(item.prompt).split("\n\n")[:-1] for x, item in zip(asked[n], items, strict=True)]
         assert all(len(set(d)) == n and set(d) <= {x.prompt + x.chain for x in shown} for d in drawn)
