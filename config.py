@@ -61,7 +61,7 @@ class LoopConfig:
     batch_size: int = opt(32, "examples per optimiser step, over all processes and micro-batches", low=1)
     grad_accum: int = opt(
         1,
-        "micro-batches per step and process; the step is the same, but for losses on statistics of a micro-batch",
+        "micro-batches per step and process; no change to the step, but for losses on statistics of a micro-batch",
         low=1,
     )
     lr: float = opt(6e-4, "peak learning rate, reached after --warmup-steps", low=0.0, below=float("inf"))
