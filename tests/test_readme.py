@@ -94,7 +94,7 @@ NUMBER = r"([+-]?\d+\.\d+)"
 def test_every_figure_of_the_result_tables_is_in_results(folder, names):
     """A figure that was typed instead of measured would stand here alone; with its interval it must be one result.
 
-    In the siblings' pages they must stand in the file or folder of results/ that the text before the table named last.
+    In the siblings' pages, tables and text, it must stand in the file or folder of results/ that was named last before.
     """
     text = (ROOT / folder / "README.md").read_text(encoding="utf-8")
     paths = [p for p in (ROOT / "results").rglob("*.json") if re.match(names, str(p.relative_to(ROOT / "results")))]
@@ -103,8 +103,8 @@ def test_every_figure_of_the_result_tables_is_in_results(folder, names):
         for name in re.findall(r"results/[\w.-]*\w", line)[-1:] if folder != "." else ():
             named = ROOT / name
             paths = [p for p in (named, *named.rglob("*.json")) if p.suffix == ".json" and p.is_file()] or paths
-        if line.startswith("|"):
-            tables.setdefault(tuple(paths), []).extend(line.split("|")[2:])
+        cells = line.split("|")[2:] if line.startswith("|") else [re.sub("`[^`]*`", "", line)] if folder != "." else []
+        tables.setdefault(tuple(paths), []).extend(cells)
     if folder == ".":
         tables[tuple(paths)] += re.findall(r"(?<![\w.@])\d+\.\d+", text.split("## Two commands")[0])
     count = 0
