@@ -87,7 +87,7 @@ PRESETS = {
         dict(run="out/reasoner-tree-42m", leaves=16, depth=4, labels=128),
     ),
     "cfg-small": Preset(
-        "2 CPU cores, 21 min on one of them: derivations of CFG strings, 1M parameters",
+        "2 CPU cores, 19 min on one of them: derivations of CFG strings, 1M parameters",
         dict(run="out/reasoner-cfg", dataset="cfg", n_train=40_000, block_size=128, n_layer=4, n_head=4, n_embd=128,
              n_hidden=352, talker_layer=1, batch_size=64, epochs=2, lr=1e-3, sst_lr=1e-3,
              pretrain_on="chain"),
