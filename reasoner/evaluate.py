@@ -334,7 +334,7 @@ def draw_noise(result, path):
         axes.set(title=title, xlabel="norm of the noise" if kind == "latent" else "share of tokens", ylim=(0, 1.02))
         axes.grid(alpha=0.3)
     panels[0].set(ylabel="chain tokens right (band: 95%)")
-    panels[0].legend(fontsize=9)
+    panels[-1].legend(fontsize=8, loc="lower left")  # where no curve is
     with atomic(path) as temporary:
         figure.savefig(temporary, dpi=150, format="png")
     plt.close(figure)
