@@ -291,7 +291,7 @@ class Talker(Tokenized, nn.Module, PyTorchModelHubMixin, library_name="nanojepa"
     mono   blocks over the chain and a head: all tokens in one pass, no embedding
     dual   an encoder over the chain; a decoder that reads its own earlier tokens and attends to the encoded chain
 
-    No token sees a latent behind its own: in training that latent has read the token, and in use it has not.
+    No token sees a later latent than its own: in training the next one has read that token, and in use it has not.
     """
 
     def __init__(self, config: ReasonerConfig):
