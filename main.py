@@ -12,20 +12,26 @@ Shapes: A candidate answers, C width.
 """
 
 import html
-import json
 import os
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-import torch
+from torch import Tensor
 
-from config import UserError, opt, parse, resolve_device, run_main
-from data import load_splits, word_problems
-from model import cosine, load_run
+from common.checkpoint import read_json
+from common.device import resolve_device
+from common.losses import cosine
+from common.options import UserError, opt, parse, run_main
+from common.word_problems import word_problems
+from data import load_splits
+from evaluate_accuracy import encode_answers
+from model import NanoJEPA, load_run
 
 TOP = 5  # candidates shown
-MARGIN = 0.05  # own minus other cosine on the test split below which a cosine tells no answer from another
+MARGIN = 0.05  # cos_own - cos_other on the test split below which a cosine distinguishes no answer from another
 
 GSM8K_STYLE = (  # written for this page; in no split of GSM8K
     "Nora bakes 6 trays of 8 rolls. She keeps 10 rolls for her family and sells the rest for $2 each. "
@@ -55,14 +61,14 @@ class DemoConfig:
 class Candidates:
     """Answers to compare a prediction with, their latents z (A, C), and where they come from, in words."""
 
-    answers: list
-    z: torch.Tensor
+    answers: list[str]
+    z: Tensor
     source: str
 
 
 @dataclass(frozen=True)
 class Thought:
-    """What a question led to; if there is a `message`, it says why there is no answer and all else is empty."""
+    """What a question led to; if there is a `message`, it explains why there is no answer and all else is empty."""
 
     answer: str = ""
     nearest: tuple = ()  # (candidate, cosine), nearest first
@@ -71,13 +77,12 @@ class Thought:
     message: str = ""
 
 
-def candidates_of(model, answers, source):
-    """model, distinct answers, words -> Candidates."""
-    z = torch.cat([model.encode(answers[i : i + 256]) for i in range(0, len(answers), 256)])  # (A, C)
-    return Candidates(answers, z, source)
+def candidates_of(model: NanoJEPA, answers: list[str], source: str) -> Candidates:
+    """Distinct answers and their source in words -> the same with their latents."""
+    return Candidates(answers, encode_answers(model, answers), source)
 
 
-def load_candidates(model, data_dir=""):
+def load_candidates(model: NanoJEPA, data_dir: str = "") -> Candidates:
     """The distinct answers of the test split; whole numbers to 100 if the run's data is not on this machine.
 
     A `data_dir` that was asked for and cannot be read is a UserError: it is not quietly replaced.
@@ -92,62 +97,82 @@ def load_candidates(model, data_dir=""):
         if data_dir:
             raise
         print(f"the candidates are the whole numbers from 0 to 100, because the run's data could not be read: {error}")
-    source = "the whole numbers from 0 to 100 (the run's own answers are not on this machine; --data-dir names them)"
-    return candidates_of(model, [str(i) for i in range(101)], source)
+    words = "the whole numbers from 0 to 100 (the run's own answers are not on this machine; --data-dir names them)"
+    return candidates_of(model, [str(i) for i in range(101)], words)
 
 
-def think(model, candidates, question):
+def think(model: NanoJEPA, candidates: Candidates, question: str | None) -> Thought:
     """One question -> Thought. Deterministic; the answer has at most `config.max_new_tokens` tokens."""
     question = (question or "").encode("utf-8", "replace").decode().strip()  # half an emoji is no text for a tokenizer
     if not question:
         return Thought(message="There is no question yet. Type one, or choose an example.")
     if not any(c.isalpha() for c in question):
         return Thought(message="There are no words in this. Ask in a sentence, as the examples do.")
-    ids = [*model.read([question])[0], model.tokenizer.pred]
+    ids = [*model.tokenize([question])[0], model.tokenizer.pred]
     if len(ids) > model.config.block_size:
-        return Thought(message=f"This question is too long: {len(ids):,} tokens with [PRED], and the model reads "
-                               f"{model.config.block_size:,} at most. Shorten it.")  # fmt: skip
+        size = f"{len(ids):,} tokens with [PRED], and the model reads {model.config.block_size:,} at most"
+        return Thought(message=f"This question is too long: {size}. Shorten it.")
+
     similarity = cosine(model.predict([question]), candidates.z).clamp(-1, 1)  # (A,)
     order = similarity.argsort(descending=True, stable=True)[:TOP].tolist()
-    return Thought(answer=model.answer([question])[0],
-                   nearest=tuple((candidates.answers[i], float(similarity[i])) for i in order),
-                   control=float(similarity.mean()), tokens=tuple(model.tokenizer.pieces(ids)))  # fmt: skip
+    return Thought(
+        answer=model.answer([question])[0],
+        nearest=tuple((candidates.answers[i], float(similarity[i])) for i in order),
+        control=float(similarity.mean()),
+        tokens=tuple(model.tokenizer.pieces(ids)),
+    )
 
 
-def describe(model, run):
+def worth_of_cosines(model: NanoJEPA, summary: dict) -> str:
+    """A sentence on whether this run's cosines mean something; `summary` is its summary.json, or empty."""
+    config = model.config
+    if config.jepa_weight == 0:
+        return "Trained with λ = 0: nothing drew a prediction towards its answer, so the cosines mean nothing."
+    if config.mask == "causal":
+        return (
+            "In training an answer's latent saw its question, here the candidates' latents do not: the cosines mean "
+            "little."
+        )
+    if config.mask == "none":
+        return (
+            "In training [PRED] saw the answer it predicts; here there is none to see, so neither the answer nor the "
+            "cosines mean much."
+        )
+    if "cos_own" not in summary:
+        return (
+            "This run's cosines were never measured against another answer's; they mean as much as they stand above "
+            "the control in the table."
+        )
+    own, other = summary["cos_own"], summary["cos_other"]
+    verdict = "a cosine means as much as it stands above that"
+    if own - other < MARGIN:
+        verdict = "too near to each other for a cosine to mean anything"
+    return f"The cosine is {own:.3f} to a question's own answer, {other:.3f} to another answer: {verdict}."
+
+
+def describe(model: NanoJEPA, run: str | Path) -> str:
     """Markdown: which run answers, how well it did on the test split, and whether its cosines mean something."""
     config, path = model.config, Path(run) / "summary.json"
-    summary = json.loads(path.read_text()) if path.is_file() else {}  # RUN/best and unfinished runs have none
+    summary = read_json(path) if path.is_file() else {}  # RUN/best and unfinished runs have none
     data = config.data_dir or "GSM8K"
     if config.dataset == "wordproblems":
         data = f"word problems, level {config.difficulty}"
-    lines = ["An ordinary language model, the baseline: it writes the answer token by token after the question."
-             if config.mask == "causal" else
-             "From a question the model predicts the latent of an answer it cannot see, then puts it into words.",
-             "", f"**{run}** · {data} · {model.n_params() / 1e6:.2f}M parameters · mask {config.mask}"]  # fmt: skip
+    how = "From a question the model predicts the latent of an answer it cannot see, then puts it into words."
+    if config.mask == "causal":
+        how = "An ordinary language model, the baseline: it writes the answer token by token after the question."
+
+    lines = [how, "", f"**{run}** · {data} · {model.n_params() / 1e6:.2f}M parameters · mask {config.mask}"]
     if "exact_match" in summary:
-        lines.append(f"On its test split {summary['exact_match']:.1%} of the answers are right; "
-                     f"always giving the commonest answer: {summary['constant_from_train']:.1%}.")  # fmt: skip
+        lines.append(
+            f"On its test split {summary['exact_match']:.1%} of the answers are correct; "
+            f"always giving the majority training answer: {summary['constant_from_train']:.1%}."
+        )
     if config.answer_view == "program":
-        lines.append("α, β … are the question's numbers in order, a, b … the results of the steps; behind #### stands "
-                     "what the program computes.")  # fmt: skip
-    if config.jepa_weight == 0:
-        lines.append("Trained with λ = 0: nothing drew a prediction towards its answer, so the cosines mean nothing.")
-    elif config.mask == "causal":
-        lines.append("In training an answer's latent saw its question, here the candidates' latents do not: the "
-                     "cosines mean little.")  # fmt: skip
-    elif config.mask == "none":
-        lines.append("In training [PRED] saw the answer it predicts; here there is none to see, so neither the answer "
-                     "nor the cosines mean much.")  # fmt: skip
-    elif "cos_own" in summary:
-        own, other = summary["cos_own"], summary["cos_other"]
-        telling = "a cosine means as much as it stands above that" if own - other >= MARGIN else (
-            "too near to each other for a cosine to mean anything")  # fmt: skip
-        lines.append(f"The cosine is {own:.3f} to a question's own answer, {other:.3f} to another answer: {telling}.")
-    else:
-        lines.append("This run's cosines were never held against another answer's; they mean as much as they stand "
-                     "above the control in the table.")  # fmt: skip
-    return "  \n".join(lines)
+        lines.append(
+            "α, β … are the question's numbers in order, a, b … the results of the steps; behind #### stands what the "
+            "program computes."
+        )
+    return "  \n".join([*lines, worth_of_cosines(model, summary)])
 
 
 # ---------------------------------------------------------------------------------------------- the page
@@ -174,7 +199,7 @@ CSS = """
 TO_RESULT = "() => document.getElementById('result').scrollIntoView({behavior: 'smooth', block: 'nearest'})"
 
 
-def show(thought, candidates):
+def show(thought: Thought, candidates: Candidates) -> str:
     """HTML: the answer, the nearest candidates and, below them, the control; bars have length max(0, cosine)."""
     if thought.message:
         return f'<p class="message" role="alert">{html.escape(thought.message)}</p>'
@@ -192,8 +217,8 @@ def show(thought, candidates):
     )
 
 
-def build(model, candidates, about, examples):
-    """model, Candidates, Markdown, list of questions -> gr.Blocks, one page that asks `think`."""
+def build(model: NanoJEPA, candidates: Candidates, about: str, examples: Sequence[str]) -> Any:
+    """model, Candidates, Markdown, questions -> gr.Blocks, one page that asks `think`."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # gradio reads it when it is imported
     import gradio as gr
 
@@ -215,8 +240,12 @@ def build(model, candidates, about, examples):
                     shelf = [gr.Button(text, size="sm") for text in examples]  # gr.Examples cuts after 60 characters
             with gr.Column(min_width=320):
                 result = gr.HTML('<p class="label">The answer will appear here.</p>', elem_id="result", container=True)
-                read = gr.HighlightedText(visible=False, show_inline_category=False, elem_id="read",
-                                          color_map={"question": "#56B4E9", "[PRED]": "#E69F00"})  # fmt: skip
+                read = gr.HighlightedText(
+                    visible=False,
+                    show_inline_category=False,
+                    elem_id="read",
+                    color_map={"question": "#56B4E9", "[PRED]": "#E69F00"},
+                )
         private = dict(api_visibility="private", show_progress="minimal")
         chosen = [example.click(lambda text: text, example, question, **private) for example in shelf]
         for trigger in (button.click, question.submit, *(choice.then for choice in chosen)):
@@ -224,8 +253,37 @@ def build(model, candidates, about, examples):
     return page
 
 
-def main():
-    config, _ = parse(DemoConfig, {}, __doc__.split("\n\n")[0])
+def launch(page: Any, host: str, port: int) -> str:
+    """Serve a gr.Blocks, to this machine and without any outside help, in threads of its own -> its address."""
+    import gradio as gr  # after `build`, which switches its analytics off
+
+    theme = gr.themes.Default(primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["monospace"])
+    theme.set(button_primary_background_fill="*primary_600", button_primary_background_fill_hover="*primary_700")
+    os.environ["NO_PROXY"] = os.environ["no_proxy"] = "*"  # gradio calls its own server when it starts
+    try:
+        with socket.socket() as probe:  # gradio's own message on a wrong address or a taken port is less clear
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+        _, url, _ = page.launch(
+            server_name=host,
+            server_port=port or None,
+            share=False,
+            ssr_mode=False,
+            run_history=False,
+            enable_monitoring=False,
+            footer_links=[],
+            quiet=True,
+            prevent_thread_lock=True,
+            theme=theme,
+            css=CSS,
+        )
+    except (OSError, OverflowError) as error:
+        raise UserError(f"cannot listen on --host {host} --port {port}: {error}") from None
+    return url
+
+
+def main(argv: list[str] | None = None) -> None:
+    config, _ = parse(DemoConfig, {}, __doc__.split("\n\n")[0], argv)
     os.environ["HF_DATASETS_OFFLINE"] = "1"  # GSM8K from the local cache or --data-dir; the demo downloads no data
     model = load_run(config.run, resolve_device(config.device).device)
     candidates = load_candidates(model, config.data_dir)
@@ -233,20 +291,7 @@ def main():
     if model.config.dataset == "wordproblems":
         examples = [e.question for e in word_problems("test", len(GSM8K_STYLE), model.config.difficulty)]
     page = build(model, candidates, describe(model, config.run), examples)
-    import gradio as gr  # after `build`, which switches its analytics off
-
-    theme = gr.themes.Default(primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["monospace"])
-    theme.set(button_primary_background_fill="*primary_600", button_primary_background_fill_hover="*primary_700")
-    os.environ["NO_PROXY"] = os.environ["no_proxy"] = "*"  # gradio calls its own server when it starts
-    try:
-        with socket.socket() as probe:  # gradio's own word on a wrong address or a taken port is less clear
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((config.host, config.port))
-        _, url, _ = page.launch(server_name=config.host, server_port=config.port or None, share=False, ssr_mode=False,
-                                run_history=False, enable_monitoring=False, footer_links=[], quiet=True,
-                                prevent_thread_lock=True, theme=theme, css=CSS)  # fmt: skip
-    except (OSError, OverflowError) as error:
-        raise UserError(f"cannot listen on --host {config.host} --port {config.port}: {error}") from None
+    url = launch(page, config.host, config.port)
     print(f"{config.run} answers at {url} (Ctrl-C ends it)", flush=True)
     page.block_thread()
 

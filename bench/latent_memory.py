@@ -16,13 +16,16 @@ from dataclasses import dataclass, replace
 from multiprocessing import get_context
 
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
 
-from bench.train_speed import hardware, peak_gib, save
-from config import opt, parse, resolve_device, run_main
+from bench.measure import hardware, peak_gib, save
+from common.device import Device, resolve_device
+from common.loop import make_optimizer
+from common.options import opt, parse, run_main
 from latent_stack.config import PRESETS, StackConfig
 from latent_stack.data import Batch
-from latent_stack.model import BagOfWords, LatentStack
-from train import make_optimizer
+from latent_stack.losses import BagOfWords
+from latent_stack.model import LatentStack
 
 GIB = 2**30
 
@@ -35,18 +38,18 @@ class BenchConfig:
     out: str = opt("", "file to write; by default results/latent_memory_<device>.json")
 
 
-def random_backbones(size=None):
+def random_backbones(size: dict | None = None) -> tuple:
     """-> ((encoder, tokenizer), (language model, tokenizer)): ModernBERT-base and GPT-2 with random weights.
 
     `size`: keyword arguments of both configurations, for smaller ones.
     """
     import transformers
-    from tokenizers import Tokenizer, models, pre_tokenizers
 
     words = Tokenizer(models.WordLevel({"[PAD]": 0, "<bos>": 1, "<eos>": 2, "a": 3}, unk_token="a"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", bos_token="<bos>",
-                                                     eos_token="<eos>", model_max_length=8192)  # fmt: skip
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="[PAD]", bos_token="<bos>", eos_token="<eos>", model_max_length=8192
+    )
     encoder = transformers.ModernBertModel(transformers.ModernBertConfig(**(size or {})))
     lm = transformers.GPT2LMHeadModel(transformers.GPT2Config(**(size or {})))
     for backbone in (encoder, lm):
@@ -54,55 +57,83 @@ def random_backbones(size=None):
     return (encoder, tokenizer), (lm, tokenizer)
 
 
-def measure(config, size=None):
-    """StackConfig -> dict: peak in GiB, what was held before, the parameters."""
-    device = resolve_device(config.device, config.precision)
-    cuda = device.device.type == "cuda"
-    before = 0.0 if cuda else peak_gib()
-    torch.manual_seed(config.seed)
-    model = LatentStack(config, random_backbones(size)).to(device.device).train()
-    B, V = config.batch_size, model.lm.get_input_embeddings().weight.size(0)
-    tokens = torch.randint(V, (B, config.max_target + 2))
-    model.bag_of_words = BagOfWords(tokens.tolist(), model.lm) if config.words_weight else None
+def longest_batch(model: LatentStack, device: Device) -> Batch:
+    """A batch of random ids in which every text is as long as the configuration allows."""
+    config = model.config
+    B, n_vocab = config.batch_size, model.backbones.lm.get_input_embeddings().weight.size(0)
+    tokens = torch.randint(n_vocab, (B, config.max_target + 2))
     ids = torch.randint(4, (B, config.max_input))
-    batch = Batch(ids, torch.ones_like(ids, dtype=torch.bool), tokens, tokens[:, 1:].numel()).to(device.device)
-    optimizer = make_optimizer(model, config)
-    weights = {p.untyped_storage().data_ptr() for m in (model, model.encoder, model.lm) for p in m.parameters()}
+    denominators = {"targets": float(tokens[:, 1:].numel())}
+    return Batch(ids, torch.ones_like(ids, dtype=torch.bool), tokens, denominators).to(device.device)
+
+
+def train_steps(model: LatentStack, batch: Batch, device: Device, n: int = 2) -> int:
+    """n optimiser steps -> the bytes that the last one kept for its backward pass, weights not counted."""
+    optimizer = make_optimizer(model, model.config)
+    modules = (model, *model.backbones.modules())
+    weights = {p.untyped_storage().data_ptr() for module in modules for p in module.parameters()}
     kept = {}
 
     def keep(x):
-        if x.untyped_storage().data_ptr() not in weights:
-            kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
         return x
 
-    for _ in range(2):
+    for _ in range(n):
         kept.clear()
         with device.autocast(), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
             loss, _ = model(batch)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    trained, activations = model.n_params(), sum(kept.values())
-    half = 16 * trained + 4 * model.n_frozen() + 2 * (trained + model.n_frozen()) + activations / 2
-    found = {} if cuda else {"activations_gib": activations / GIB, "half_precision_estimate_gib": half / GIB}
-    return found | {"peak_gib": peak_gib() - before, "held_before_gib": before, "batch_size": B,
-            "input_tokens": config.max_input, "target_tokens": config.max_target, "trained": trained,
-            "frozen": model.n_frozen(), "precision": "fp32" if not cuda else str(device.dtype)}  # fmt: skip
+    return sum(kept.values())
 
 
-def main():
-    config, _ = parse(BenchConfig, {}, __doc__.split("\n\n")[0])
+def measure(config: StackConfig, size: dict | None = None) -> dict:
+    """-> peak in GiB, what was held before, the parameters; on a CPU the estimate for half precision, too."""
+    device = resolve_device(config.device, config.precision)
+    cuda = device.device.type == "cuda"
+    before = 0.0 if cuda else peak_gib()
+    torch.manual_seed(config.seed)
+    model = LatentStack(config, random_backbones(size)).to(device.device).train()
+    batch = longest_batch(model, device)
+    if config.words_weight:
+        model.bag_of_words = BagOfWords(batch.tokens.tolist(), model.backbones.lm)
+    activations = train_steps(model, batch, device)
+
+    trained, frozen = model.n_params(), model.backbones.n_frozen()
+    result = {
+        "peak_gib": peak_gib() - before,
+        "held_before_gib": before,
+        "batch_size": config.batch_size,
+        "input_tokens": config.max_input,
+        "target_tokens": config.max_target,
+        "trained": trained,
+        "frozen": frozen,
+        "precision": str(device.dtype) if cuda else "fp32",
+    }
+    if not cuda:  # fp32 weights, gradients and two moments of what is trained; weights of the rest; a half copy of all
+        half = 16 * trained + 4 * frozen + 2 * (trained + frozen) + activations / 2
+        result |= {"activations_gib": activations / GIB, "half_precision_estimate_gib": half / GIB}
+    return result
+
+
+def main(argv: list[str] | None = None) -> None:
+    config, _ = parse(BenchConfig, {}, __doc__.split("\n\n")[0], argv)
     device, result = resolve_device(config.device, config.precision), {}
-    fields = {k: getattr(config, k) for k in ("device", "precision", "seed")}
+    options = {name: getattr(config, name) for name in ("device", "precision", "seed")}
     for name in ("phase1", "phase2"):
-        wanted = replace(StackConfig(**PRESETS[name].values), **fields)
+        measured = replace(StackConfig(**PRESETS[name].values), **options)
         with get_context("spawn").Pool(1) as pool:  # a peak is one of a whole process
-            row = result[name] = pool.apply(measure, (wanted,))
+            row = result[name] = pool.apply(measure, (measured,))
         estimate = row.get("half_precision_estimate_gib")
-        print(f"{name}: {row['peak_gib']:.2f} GiB in {row['precision']}"
-              f"{f' (estimate for half precision: {estimate:.2f})' if estimate else ''}, {row['batch_size']} texts of "
-              f"{row['input_tokens']} tokens; {row['trained'] / 1e6:.1f}M parameters trained, "
-              f"{row['frozen'] / 1e6:.0f}M frozen")  # fmt: skip
+        print(
+            f"{name}: {row['peak_gib']:.2f} GiB in {row['precision']}"
+            f"{f' (estimate for half precision: {estimate:.2f})' if estimate else ''}, {row['batch_size']} texts of "
+            f"{row['input_tokens']} tokens; {row['trained'] / 1e6:.1f}M parameters trained, "
+            f"{row['frozen'] / 1e6:.0f}M frozen"
+        )
     save({"hardware": hardware(device), "torch": torch.__version__, "presets": result}, config, device, "latent_memory")
 
 

@@ -5,8 +5,10 @@
     python -m latent_stack.train --preset phase1                      ModernBERT, GPT-2 and SAMSum from the Hub
     python -m latent_stack.train --run out/latent-quick --resume      continue
 
+First a few passes with the bag-of-words loss alone, then the loop of all systems, then ROUGE on the test split.
+
 A run is a folder as everywhere: config.json (with the backbones' names and revisions), model.safetensors (what was
-trained, and the mean and spread of pooled texts), best/, state.pt, log.jsonl, loss_curve.png, summary.json.
+trained, and the mean and standard deviation of pooled texts), best/, state.pt, log.jsonl, loss_curve.png, summary.json.
 """
 
 import json
@@ -16,37 +18,48 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from tqdm import tqdm
 
-from config import UserError, parse, resolve_device, run_main, write_json
-from data import epoch_order
+from common.batching import epoch_order, make_batches
+from common.checkpoint import clear_run, open_run, write_json
+from common.device import Device, Distributed, resolve_device
+from common.loop import append_log, fit, last_metrics, learning_rate, make_optimizer, set_learning_rate
+from common.options import UserError, parse, run_main
+from common.plots import plot_loss
 from latent_stack.config import PRESETS, StackConfig
-from latent_stack.data import Encoded, Pair, load_pairs, make_batches
-from latent_stack.model import BagOfWords, LatentStack
-from train import Processes, clear_run, fit, learning_rate, make_optimizer, open_run, plot_loss
+from latent_stack.data import Batch, TokenizedDataset
+from latent_stack.experiments.summaries import summaries
+from latent_stack.losses import BagOfWords
+from latent_stack.model import LatentStack
+from latent_stack.pairs import Pair, load_pairs
+
+WORDS_BATCH = 32  # pairs of a step of the bag-of-words passes, whatever --cache
 
 
-def teach_words(model, data, config, device, quiet=False):
-    """`words_epochs` passes with the bag-of-words loss alone, in fp32: ideas reach the soft tokens before the language
-    model is asked. An optimiser of its own, the schedule of the rest; every process does the same. -> dict for the log.
+# ------------------------------------------------------------------------------------ before the loop
 
-    Steps of 32 pairs, whatever --cache: with the encoder's states at hand a pass over 1,000 pairs takes seconds, else
-    the encoder reads everything anew, in micro-batches of the size of the rest.
+
+def train_bag_of_words(
+    model: LatentStack, data: TokenizedDataset, device: Device, quiet: bool = False
+) -> dict[str, float]:
+    """`words_epochs` passes with the bag-of-words loss alone, in fp32 -> what log.jsonl has of them.
+
+    Ideas reach the soft tokens before the language model takes part. An optimiser of its own, the schedule of the rest;
+    every process does the same. With the encoder's hidden states cached a pass over 1,000 pairs takes seconds; else the
+    encoder reads everything anew, in micro-batches of the size of the rest.
     """
-    began, losses, batch_size = time.perf_counter(), [], 32
-    micro = batch_size if data.states is not None else max(1, config.batch_size // config.grad_accum)
+    began, losses, config = time.perf_counter(), [], model.config
+    micro = WORDS_BATCH if data.cached is not None else max(1, config.batch_size // config.grad_accum)
     optimizer = make_optimizer(model, config)
-    orders = [epoch_order(data.length, batch_size, config.seed, epoch) for epoch in range(config.words_epochs)]
-    batches = [index for order in orders for index in order]
+    epochs = [epoch_order(data.length, WORDS_BATCH, config.seed, epoch) for epoch in range(config.words_epochs)]
+    steps = [index for epoch in epochs for index in epoch]
     model.train()
-    for step, index in enumerate(tqdm(batches, desc="words of the targets", unit="step", disable=quiet)):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, len(batches), config)
-        n_targets, loss = data.total(index), 0.0
+    for step, index in enumerate(tqdm(steps, desc="bag of words", unit="step", disable=quiet)):
+        set_learning_rate(optimizer, learning_rate(step, len(steps), config))
+        denominators, loss = data.loss_denominators(index), 0.0
         for i in range(0, len(index), micro):
-            batch = data.batch(index[i : i + micro], n_targets).to(device.device)
-            part = model.bag_of_words(model.prefix_of(batch), batch.tokens) / n_targets
+            batch = data.batch(index[i : i + micro], denominators).to(device.device)
+            part = model.bag_of_words(model.prefix_of(batch), batch.tokens) / denominators["targets"]
             part.backward()
             loss += part.detach()
         if config.grad_clip:
@@ -54,118 +67,174 @@ def teach_words(model, data, config, device, quiet=False):
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss)
-    last = torch.stack(losses[-len(orders[-1]) :]).mean().item()
-    return {"words_loss": last, "words_seconds": round(time.perf_counter() - began, 1)}
+    last_epoch = torch.stack(losses[-len(epochs[-1]) :])
+    return {"words_loss": last_epoch.mean().item(), "words_seconds": round(time.perf_counter() - began, 1)}
+
+
+# ------------------------------------------------------------------------------------------ validation
 
 
 @torch.no_grad()
-def validation_losses(model, data, device, batch_size=32):
-    """Nats of each text's target, in eval mode, given its own idea and another text's -> two arrays (N,)."""
+def validation_losses(
+    model: LatentStack, data: TokenizedDataset, device: Device, batch_size: int = 32
+) -> tuple[np.ndarray, np.ndarray]:
+    """Nats of each text's target, in eval mode, given the matched idea and a mismatched one -> (N,), (N,)."""
     model.eval()
-    losses, order = ([], []), np.random.default_rng(0).permutation(len(data))
+    matched, mismatched = [], []
+    order = np.random.default_rng(0).permutation(len(data))
     with device.autocast():
-        before = model.prefix_of(data.batch(order[-1:], 1.0).to(device.device))  # of the text before
+        previous = model.prefix_of(data.batch(order[-1:]).to(device.device))  # the mismatched idea: of the text before
         for i in range(0, len(order), batch_size):
-            batch = data.batch(order[i : i + batch_size], 1.0).to(device.device)
-            own = model.prefix_of(batch)
-            for of, prefix in zip(losses, (own, torch.cat((before, own[:-1]))), strict=True):
-                of.append(model.text_losses(prefix, batch).cpu().double())
-            before = own[-1:]
+            batch = data.batch(order[i : i + batch_size]).to(device.device)
+            prefix = model.prefix_of(batch)
+            shifted = torch.cat((previous, prefix[:-1]))
+            matched.append(model.target_losses(prefix, batch).cpu().double())
+            mismatched.append(model.target_losses(shifted, batch).cpu().double())
+            previous = prefix[-1:]
     model.train()
     back = np.argsort(order)
-    return tuple(torch.cat(of).numpy()[back] for of in losses)
+    return torch.cat(matched).numpy()[back], torch.cat(mismatched).numpy()[back]
 
 
-def validation_loss(model, data, device):
-    """Loss per target token of a split and the same given another text's idea -> dict of floats.
+def validation_loss(model: LatentStack, data: TokenizedDataset, device: Device) -> dict[str, float]:
+    """Loss per target token of a split, and the same given a mismatched idea.
 
     Without a difference between the two, the language model has learned the style of the targets and no content.
     """
-    own, other = (x.sum() / data.total(range(len(data))) for x in validation_losses(model, data, device))
-    return {"loss": float(own), "loss_shuffled": float(other)}
+    n = data.loss_denominators(slice(None))["targets"]
+    matched, mismatched = validation_losses(model, data, device)
+    return {"loss": float(matched.sum() / n), "loss_shuffled": float(mismatched.sum() / n)}
 
 
-def describe(batch, model):
-    """The first pair of a batch as text: what the encoder reads, and what the language model must say."""
-    read = model.encoder_tokenizer.decode(batch.input_ids[0][batch.seen[0]].tolist())
-    said = model.decoder_tokenizer.decode(batch.tokens[0][batch.tokens[0] >= 0].tolist())
-    cut = lambda text: " ".join(text.split())[:240]  # noqa: E731
-    return f"encoder reads    {cut(read)}\nprefix, then     {cut(said)}"
+# ------------------------------------------------------------------------------------- what is printed
 
 
-def main():
-    began = time.perf_counter()
-    config, given = parse(StackConfig, PRESETS, __doc__.split("\n\n")[0])
-    config = open_run(config, given, StackConfig)
-    if config.dataset == "auto":
-        config = replace(config, dataset="samsum" if config.data_dir else "paraphrase")
+def describe(batch: Batch, model: LatentStack) -> str:
+    """The first pair of a batch as text: what the encoder reads, and what the language model must generate."""
+
+    def shorten(text):
+        return " ".join(text.split())[:240]
+
+    backbones, tokens = model.backbones, batch.tokens[0]
+    source = backbones.encoder_tokenizer.decode(batch.input_ids[0][batch.attention_mask[0]].tolist())
+    target = backbones.lm_tokenizer.decode(tokens[tokens >= 0].tolist())
+    return f"encoder reads    {shorten(source)}\nprefix, then     {shorten(target)}"
+
+
+def introduction(model: LatentStack, pairs: dict[str, list[Pair]], steps_per_epoch: int, device: Device) -> str:
+    """What training prints first."""
+    config = model.config
+    sizes = ", ".join(f"{len(found):,} {split}" for split, found in pairs.items())
+    twice = ", and each target with itself" if config.reconstruct else ""
+    trained, frozen = model.n_params() / 1e6, model.backbones.n_frozen() / 1e6
+    encoder, decoder = f"{config.encoder} ({config.encoder_dim})", f"{config.decoder} ({config.decoder_dim})"
+    return (
+        f"device     {device.why}\n"
+        f"data       {config.dataset}: {sizes} pairs{twice}\n"
+        f"model      {trained:.2f}M parameters trained, {frozen:.1f}M frozen: "
+        f"{encoder} → {config.latent_dim} → {config.prefix_len} soft tokens → {decoder}\n"
+        f"schedule   {config.epochs} epochs of {steps_per_epoch} steps of {config.batch_size} pairs\n"
+    )
+
+
+def report(summary: dict, run: Path) -> str:
+    """What training prints last: the test split beside its control, and where the run is."""
+    lines = [f"test split: {summary['n']:,} texts; ROUGE-L F1 with 95% bootstrap intervals"]
+    for suffix, label in (("", "matched idea"), ("_shuffled", "mismatched idea (control)")):
+        low, high = summary[f"rougeL{suffix}_ci95"]
+        lines.append(f"  {label:<36}{summary[f'rougeL{suffix}']:.4f}   {low:.4f} to {high:.4f}")
+    memory = f", at most {summary['peak_memory_gib']:.1f} GiB" if "peak_memory_gib" in summary else ""
+    lines += [
+        "",
+        f"trained {summary['steps']:,} steps in {summary['train_seconds']:.0f} s{memory}; the run is in {run}/",
+    ]
+    return "\n".join(lines)
+
+
+def measure_test_split(model: LatentStack, pairs: list[Pair], n_eval: int) -> dict:
+    """ROUGE of the test split beside its control -> what summary.json has of it."""
+    model.eval()
+    tested = pairs[: max(2, n_eval) if n_eval else None]
+    measured, _ = summaries(model, tested, systems=("own", "shuffled"))
+    found = {"n": measured["n"]}
+    for system, suffix in (("own", ""), ("shuffled", "_shuffled")):
+        for measure, value in measured[system].items():
+            found |= {f"{measure}{suffix}": value["mean"], f"{measure}{suffix}_ci95": value["ci95"]}
+    return found
+
+
+def words_metrics(run: Path) -> dict[str, float]:
+    """What the first line of log.jsonl has of the bag-of-words passes."""
+    first = json.loads((run / "log.jsonl").read_text(encoding="utf-8").partition("\n")[0])
+    return {name: value for name, value in first.items() if name.startswith("words_")}
+
+
+# ------------------------------------------------------------------------------------------------ main
+
+
+def checked(config: StackConfig) -> StackConfig:
+    """--dataset auto resolved; a UserError for options that do not go together."""
     if config.cache and config.lora_encoder:
         raise UserError("--cache keeps the outputs of a frozen encoder; with --lora-encoder give --no-cache")
-    device = resolve_device(config.device, config.precision)
-    processes = Processes(device.device)
-    say = print if processes.main else (lambda *a: None)
-    run = Path(config.run)
+    if config.dataset == "auto":
+        return replace(config, dataset="samsum" if config.data_dir else "paraphrase")
+    return config
 
+
+def main(argv: list[str] | None = None) -> None:
+    began = time.perf_counter()
+    config = checked(open_run(*parse(StackConfig, PRESETS, __doc__.split("\n\n")[0], argv)))
+    device = resolve_device(config.device, config.precision)
+    distributed = Distributed(device.device)
+    run, say = Path(config.run), distributed.print
+
+    # model and data
     pairs = load_pairs(config)
     torch.manual_seed(config.seed)
     model = LatentStack(config).to(device.device)
-    config = model.config  # with the backbones' revisions, widths and hashes
-    say(f"device     {device.why}")
-    say(
-        f"data       {config.dataset}: {', '.join(f'{len(v):,} {k}' for k, v in pairs.items())} pairs"
-        + (", and each target with itself" if config.reconstruct else "")
-    )
-    say(f"model      {model.n_params() / 1e6:.2f}M parameters trained, {model.n_frozen() / 1e6:.1f}M frozen: "
-        f"{config.encoder} ({config.encoder_dim}) → {config.latent_dim} → {config.prefix_len} soft tokens → "
-        f"{config.decoder} ({config.decoder_dim})")  # fmt: skip
+    config, backbones = model.config, model.backbones  # the configuration now has the backbones' revisions and hashes
     same = [Pair(p.target, p.target) for p in pairs["train"]] if config.reconstruct else []
-    train, val = Encoded(pairs["train"] + same, model, "train"), Encoded(pairs["val"], model, "val")
+    train = TokenizedDataset(pairs["train"] + same, backbones, config, "train")
+    val = TokenizedDataset(pairs["val"], backbones, config, "validation")
+    steps_per_epoch, batches = make_batches(train, config, distributed.rank, distributed.world)
     if config.cache:
-        for data, name in ((train, "train"), (val, "validation")):
-            data.cache(progress=lambda x, name=name: tqdm(x, desc=f"encoding {name}", unit="batch"))
-    if min(config.batch_size, len(train)) < processes.world * config.grad_accum:
-        raise UserError(f"a batch of {min(config.batch_size, len(train))} is less than a pair for each of the "
-                        f"{processes.world * config.grad_accum} micro-batches")  # fmt: skip
-    if processes.main and not config.resume:
-        clear_run(run)
+        train.cache()
+        val.cache()
+    say(introduction(model, pairs, steps_per_epoch, device))
+    say(describe(train.batch([0]), model) + "\n")
+
+    # train
     if config.words_weight:
-        model.bag_of_words = BagOfWords(train.targets, model.lm, (model.bos, model.eos))
+        model.bag_of_words = BagOfWords(train.targets, backbones.lm, (backbones.bos, backbones.eos))
     if not config.resume:
+        if distributed.main:
+            clear_run(run)
         model.standardise(train, among=len(pairs["train"]))
         if config.words_weight and config.words_epochs:
-            taught = teach_words(model, train, config, device, quiet=not processes.main)
-            if processes.main:
-                (run / "log.jsonl").write_text(json.dumps({"step": 0, **taught}) + "\n", encoding="utf-8")
-    steps, batches = make_batches(train, config, processes.rank, processes.world)
-    say(f"schedule   {config.epochs} epochs of {steps} steps of {config.batch_size} pairs\n")
-    say(describe(train.batch([0]), model) + "\n")
-    summary = fit(model, steps, batches, config, processes=processes, device=device,
-                  validate=lambda m: validation_loss(m, val, device))  # fmt: skip
-    if processes.main:
-        from latent_stack.evaluate import summaries  # ROUGE beside its controls
+            found = train_bag_of_words(model, train, device, quiet=not distributed.main)
+            if distributed.main:
+                append_log(run, step=0, **found)
+    summary = fit(
+        model,
+        steps_per_epoch,
+        batches,
+        config,
+        validate=lambda model: validation_loss(model, val, device),
+        distributed=distributed,
+        device=device,
+    )
 
-        plot_loss(run, f"Latent stack on {config.dataset}: target given the prefix", "linear",
-                  [("validation, another text's idea", "val_loss_shuffled")])  # fmt: skip
-        model.eval()
-        tested = pairs["test"][: max(2, config.n_eval) if config.n_eval else None]
-        measured, _ = summaries(model, tested, references=("own", "shuffled"))
-        first = json.loads((run / "log.jsonl").read_text(encoding="utf-8").partition("\n")[0])
-        summary |= {k: v for k, v in first.items() if k.startswith("words_")}
-        summary = {"n_params": model.n_params(), **summary, "device": device.why, "torch": torch.__version__}
-        for kind, suffix in (("own", ""), ("shuffled", "_shuffled")):
-            for name in measured[kind]:
-                summary[f"{name}{suffix}"] = measured[kind][name]["mean"]
-                summary[f"{name}{suffix}_ci95"] = measured[kind][name]["ci95"]
-        minutes = round((time.perf_counter() - began) / 60, 2)  # of this process, from its first line to here
-        write_json(run / "summary.json", {**summary, "n": measured["n"], "minutes": minutes})
-        say(f"\ntest split: {measured['n']:,} texts; ROUGE-L F1 with 95% bootstrap intervals")
-        for kind, label in (("own", "said from the own idea"), ("shuffled", "another text's idea (the control)")):
-            mean, (low, high) = measured[kind]["rougeL"]["mean"], measured[kind]["rougeL"]["ci95"]
-            say(f"  {label:<36}{mean:.4f}   {low:.4f} to {high:.4f}")
-        memory = f", at most {summary['peak_memory_gib']:.1f} GiB" if "peak_memory_gib" in summary else ""
-        say(f"\ntrained {summary['steps']:,} steps in {summary['train_seconds']:.0f} s{memory}; the run is in {run}/")
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    # report
+    if distributed.main:
+        title = f"Latent stack on {config.dataset}: target given the prefix"
+        plot_loss(run, title, "linear", [("validation, mismatched idea (control)", "val_loss_shuffled")])
+        summary = {"n_params": model.n_params(), **summary, **last_metrics(run), **words_metrics(run)}
+        summary |= {"device": device.why, "torch": torch.__version__}
+        summary |= measure_test_split(model, pairs["test"], config.n_eval)
+        summary["minutes"] = round((time.perf_counter() - began) / 60, 2)  # from the first line of this function
+        write_json(run / "summary.json", summary)
+        say("\n" + report(summary, run))
+    distributed.close()
 
 
 if __name__ == "__main__":

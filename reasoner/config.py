@@ -1,86 +1,139 @@
-"""Every hyperparameter of JEPA-Reasoner: what the shared loop reads, and what only the Reasoner and Talker have.
+"""Every hyperparameter of JEPA-Reasoner: what the shared loop reads, and what only Reasoner and Talker have.
 
 python -m reasoner.train --help              all options and presets
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import ClassVar
 
-from config import LoopConfig, Preset, opt
+from common.options import LoopConfig, Preset, internal, opt
 
 PHASES = ("pretrain", "sst", "talker")
 BASELINES = ("coupled", "coupled-talker", "coconut")
+EXPERIMENTS = ("tree", "cfg", "containment", "talker", "trajectory", "fewshot")
 
 
 @dataclass
 class ReasonerConfig(LoopConfig):
     """JEPA-Reasoner. The defaults are the 42M configuration reported for the tree search (arXiv 2512.19171)."""
 
-    run: str = opt("out/reasoner", "folder of the run; each phase has its own inside: pretrain, sst, talker")
-    phase: str = opt("all", "all three in order, or one; one starts from the phase before it", ("all", *PHASES))
-    init: str = opt("", "folder of the earlier phase's checkpoint [that phase's in --run]")
-    model: str = opt("decoupled", "decoupled: Reasoner and Talker; or a baseline, trained as many steps in one phase",
-                      ("decoupled", *BASELINES))  # fmt: skip
-    # data
-    dataset: str = opt("tree", "what is reasoned about", ("tree", "cfg", "gsm8k", "text"))
-    data_dir: str = opt("", "gsm8k: DIR/train.jsonl and DIR/test.jsonl; text: DIR/*.txt or *.jsonl; else the Hub")
+    # the loop's, with this system's own reasons
+    run: str = opt(
+        "out/reasoner", "folder of the run; each phase has its own inside: pretrain, sst, talker", group="run"
+    )
+    epochs: int = opt(10, "passes over the training set in pretraining", low=1, group="schedule")
+    batch_size: int = opt(256, "examples per optimiser step, over all processes and micro-batches", low=1)
+    weight_decay: float = opt(0.01, "AdamW decay of weight matrices and embeddings; examples are unlimited", low=0.0)
+
+    phase: str = opt(
+        "all", "all three in order, or one; one starts from the phase before it", ("all", *PHASES), group="phases"
+    )
+    init: str = opt("", "folder of the earlier phase's checkpoint; none: that phase's in --run")
+    model: str = opt(
+        "decoupled",
+        "decoupled: Reasoner and Talker; or a baseline, trained as many steps in one phase",
+        ("decoupled", *BASELINES),
+    )
+
+    dataset: str = opt("tree", "what is reasoned about", ("tree", "cfg", "gsm8k", "text"), group="data")
+    data_dir: str = opt("", "gsm8k: DIR/train.jsonl and DIR/test.jsonl; text: DIR/*.txt or *.jsonl; none: the Hub")
     n_train: int = opt(400_000, "tree, cfg: training examples generated; text: passages read", low=1)
     leaves: int = opt(8, "tree: most leaves; a tree has 2 to this many, and 2 * leaves - 1 nodes", low=2)
     depth: int = opt(3, "tree: longest route, in edges; 2 ** depth leaves at most", low=1)
     labels: int = opt(64, "tree: node labels are drawn from as many", low=3)
     levels: int = opt(4, "cfg: levels of the grammar above its terminals; 3 have 1,872 strings, 4 billions", (3, 4))
-    reasoning: str = opt("solution", "gsm8k: the chain is the worked solution, or only its equations",
-                         ("solution", "equations"))  # fmt: skip
+    reasoning: str = opt(
+        "solution", "gsm8k: the chain is the worked solution, or only its equations", ("solution", "equations")
+    )
     tokenizer: str = opt("bpe:4096", "gsm8k, text: gpt2 (tiktoken) or bpe:N, trained on the training split")
     block_size: int = opt(256, "longest row in tokens, prompt and chain", low=8)
-    # model
-    n_layer: int = opt(18, "Transformer blocks of the Reasoner", low=1)
+
+    n_layer: int = opt(18, "Transformer blocks of the Reasoner", low=1, group="model")
     n_head: int = opt(16, "attention heads", low=1)
     n_embd: int = opt(384, "width C of the residual stream and of the latents", low=2)
     n_hidden: int = opt(1536, "width of the gated feed-forward layers", low=1)
     dropout: float = opt(0.0, "on embeddings and residual branches", low=0.0, below=1.0)
     norm: str = opt(
-        "hybrid", "of the states after pretraining: hybrid RMS then L2, rms, or l2", ("hybrid", "rms", "l2")
+        "hybrid", "of the hidden states after pretraining: hybrid (RMS, then L2), rms, or l2", ("hybrid", "rms", "l2")
     )
-    talker: str = opt("mono", "mono: all tokens in one pass; dual: encoder, and a decoder that goes token by token",
-                      ("mono", "dual"))  # fmt: skip
+    talker: str = opt(
+        "mono",
+        "mono: all tokens in one pass; dual: encoder, and a decoder that goes token by token",
+        ("mono", "dual"),
+    )
     talker_layer: int = opt(4, "Transformer blocks of the Talker (dual: of its encoder and of its decoder)", low=1)
     thoughts: int = opt(3, "coconut: continuous thoughts between the prompt and the answer", low=0)
-    # pretraining
-    pretrain_on: str = opt("all", "next-token loss on all positions, or on the chain's", ("all", "chain"))
-    # self-supervised training
-    k: float = opt(4.0, "scale of the loss k * (1 - cos)", low=0.0)
+
+    pretrain_on: str = opt(
+        "all", "next-token loss on all positions, or on the chain's", ("all", "chain"), group="pretraining"
+    )
+
+    k: float = opt(4.0, "scale of the loss k * (1 - cos)", low=0.0, group="self-supervised training")
     ema_decay: float = opt(0.98, "decay of the target embedding", low=0.0, below=1.0)
-    sst_loss: str = opt("cosine", "to the embedding of the next token; or hard: cross-entropy over all embeddings",
-                        ("cosine", "hard"))  # fmt: skip
+    sst_loss: str = opt(
+        "cosine", "to the embedding of the next token; or hard: cross-entropy over all embeddings", ("cosine", "hard")
+    )
     rollout: int = opt(0, "further passes over the model's own latents, with loss, after the teacher-forced one", low=0)
     sst_epochs: int = opt(1, "passes over the training set in self-supervised training", low=1)
     sst_lr: float = opt(3e-4, "peak learning rate of self-supervised training", low=0.0)
-    # Talker
-    talker_epochs: int = opt(1, "passes over the training set of the Talker", low=1)
+
+    talker_epochs: int = opt(1, "passes over the training set of the Talker", low=1, group="Talker")
     talker_lr: float = opt(1e-3, "peak learning rate of the Talker", low=0.0)
-    # evaluation
-    max_chain: int = opt(0, "longest chain in latents (0: the longest of the training set)", low=0)
+
+    max_chain: int = opt(0, "longest chain in latents (0: the longest of the training set)", low=0, group="evaluation")
     n_eval: int = opt(1000, "test examples generated for tree and cfg", low=1)
-    # the loop's, with this system's own reasons
-    epochs: int = opt(10, "passes over the training set in pretraining", low=1)
-    batch_size: int = opt(256, "examples per optimiser step, over all processes and micro-batches", low=1)
-    weight_decay: float = opt(0.01, "AdamW decay of weight matrices and embeddings; examples are unlimited", low=0.0)
 
-    # Filled in by train.py, never from the command line.
-    vocab_size: int = field(default=0, metadata={"hidden": True})
-    system: str = field(default="reasoner", metadata={"hidden": True})
-    init_sha: str = field(default="", metadata={"hidden": True})  # of the weights that a phase started from
-    trained: str = field(default="", metadata={"hidden": True})  # the phase that this checkpoint ends
+    # filled in by training
+    vocab_size: int = internal(0)
+    system: str = internal("reasoner")
+    init_sha: str = internal("")  # of the weights that a phase started from
+    trained: str = internal("")  # the phase that this checkpoint ends
+
+    RESUMABLE: ClassVar[frozenset] = LoopConfig.RESUMABLE | {"phase", "sst_epochs", "talker_epochs"}
+
+    @property
+    def n_thoughts(self) -> int:
+        """Thought positions between prompt and chain: only coconut has any."""
+        return self.thoughts if self.model == "coconut" else 0
 
 
-EXPERIMENTS = ("tree", "cfg", "containment", "talker", "trajectory", "fewshot")  # what reasoner.evaluate measures
+@dataclass
+class EvalConfig:
+    """What `reasoner.evaluate` reads."""
+
+    run: str = opt("out/reasoner-quick", "folder of the trained run, with its phases inside")
+    what: str = opt("tree", "the experiment", EXPERIMENTS)
+    baseline: tuple = opt((), "folders of further runs, measured alike")
+    data_dir: str = opt("", "gsm8k: DIR/train.jsonl and DIR/test.jsonl; none: what the run was trained on")
+    limit: int = opt(0, "use the first N examples only (0: all)", low=0)
+    batch_size: int = opt(256, "examples at once; fewer where gradients or solved examples take memory", low=1)
+    seed: int = opt(0, "seed of noise and of controls", low=0)
+    device: str = opt("auto", "auto, cpu, cuda, cuda:N or mps; auto takes the best one present")
+
+
+# --------------------------------------------------------------------------------------------- presets
+
+SMALL = dict(n_head=4, n_embd=128, n_hidden=352)  # what two CPU cores train in minutes
 
 PRESETS = {
     "quick": Preset(
         "2 CPU cores, 9 min: tree search, up to 9 nodes; 99.4% of unseen trees",
-        dict(run="out/reasoner-quick", n_train=90_000, leaves=5, depth=4, labels=12, block_size=64, n_layer=6,
-             n_head=4, n_embd=128, n_hidden=352, talker_layer=1, batch_size=32, epochs=1, lr=2e-3, sst_lr=2e-3,
-             pretrain_on="chain"),
+        dict(
+            run="out/reasoner-quick",
+            n_train=90_000,
+            leaves=5,
+            depth=4,
+            labels=12,
+            block_size=64,
+            n_layer=6,
+            **SMALL,
+            talker_layer=1,
+            batch_size=32,
+            epochs=1,
+            lr=2e-3,
+            sst_lr=2e-3,
+            pretrain_on="chain",
+        ),
     ),
     "tree-42m": Preset(
         "one GPU, about 1 h (estimate): tree search with the 42M configuration; the paper's 99.87% to hold against",
@@ -88,22 +141,61 @@ PRESETS = {
     ),
     "cfg-small": Preset(
         "2 CPU cores, 19 min on one of them: derivations of CFG strings, 1M parameters",
-        dict(run="out/reasoner-cfg", dataset="cfg", n_train=40_000, block_size=128, n_layer=4, n_head=4, n_embd=128,
-             n_hidden=352, talker_layer=1, batch_size=64, epochs=2, lr=1e-3, sst_lr=1e-3,
-             pretrain_on="chain"),
+        dict(
+            run="out/reasoner-cfg",
+            dataset="cfg",
+            n_train=40_000,
+            block_size=128,
+            n_layer=4,
+            **SMALL,
+            talker_layer=1,
+            batch_size=64,
+            epochs=2,
+            lr=1e-3,
+            sst_lr=1e-3,
+            pretrain_on="chain",
+        ),
     ),
     "gsm8k-small": Preset(
         "2 CPU cores, 25 min on one of them: GSM8K, equations as the chain, 2M parameters",
-        dict(run="out/reasoner-gsm8k", dataset="gsm8k", reasoning="equations", tokenizer="bpe:2048", block_size=512,
-             n_layer=6, n_head=4, n_embd=128, n_hidden=352, dropout=0.1, talker_layer=2, batch_size=32, epochs=6,
-             sst_epochs=2, talker_epochs=2, lr=2e-3, sst_lr=2e-3, weight_decay=0.1),
+        dict(
+            run="out/reasoner-gsm8k",
+            dataset="gsm8k",
+            reasoning="equations",
+            tokenizer="bpe:2048",
+            block_size=512,
+            n_layer=6,
+            **SMALL,
+            dropout=0.1,
+            talker_layer=2,
+            batch_size=32,
+            epochs=6,
+            sst_epochs=2,
+            talker_epochs=2,
+            lr=2e-3,
+            sst_lr=2e-3,
+            weight_decay=0.1,
+        ),
     ),
-    # 694M + 198M as the paper states; widths and depths are ours, found by counting, and the number of passages, some
-    # 10 billion tokens and 20 GB on disk, is ours, too.
+    # 694M + 198M as the paper states; widths and depths are ours, found by counting, and so is the number of passages,
+    # some 10 billion tokens and 20 GB on disk.
     "0.9b": Preset(
         "several large GPUs (never run here): C4, WikiText and maths as text; the paper's 0.9B",
-        dict(run="out/reasoner-0.9b", dataset="text", tokenizer="gpt2", n_train=20_000_000, block_size=1024, n_layer=33,
-             n_head=20, n_embd=1280, n_hidden=3264, talker_layer=7, talker="mono", batch_size=512, epochs=1,
-             compile=True),
+        dict(
+            run="out/reasoner-0.9b",
+            dataset="text",
+            tokenizer="gpt2",
+            n_train=20_000_000,
+            block_size=1024,
+            n_layer=33,
+            n_head=20,
+            n_embd=1280,
+            n_hidden=3264,
+            talker_layer=7,
+            talker="mono",
+            batch_size=512,
+            epochs=1,
+            compile=True,
+        ),
     ),
-}  # fmt: skip
+}

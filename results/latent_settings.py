@@ -1,32 +1,34 @@
-"""The settings of latent_stack/README.md side by side: the roadmap's second phase, and what the quick preset has of it.
+"""The settings of latent_stack/README.md side by side: the source document's second phase, and what quick has of it.
 
     python results/latent_settings.py --data-dir DIR
     python results/latent_settings.py --data-dir DIR --only "phase 2" --json phase2.json
 
 Every row is `python -m latent_stack.train --preset quick --no-reconstruct`, half of the preset's steps, with the row's
 options and then those of `--options`; seed and data are the same. What is finished stays, what was interrupted
-resumes. Writes results/latent_settings.json and prints a Markdown table. The validation loss given the own idea stands
-beside that given another text's: the difference is what the language model reads from ideas, with an interval over the
-validation texts, and, paired over them, less that of the first row.
+resumes. Writes results/latent_settings.json and prints a Markdown table. The validation loss given the matched idea
+stands beside that given a mismatched one: the difference is what the language model reads from ideas, with an interval
+over the validation texts, and, paired over them, its difference to the first row's.
 """
 
 import argparse
-import json
 import shlex
 import sys
 from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from config import UserError, resolve_device, run_main, write_json  # noqa: E402
-from latent_stack.config import PRESETS  # noqa: E402
-from latent_stack.data import Encoded, load_pairs  # noqa: E402
-from latent_stack.model import LatentStack  # noqa: E402
-from latent_stack.train import validation_losses  # noqa: E402
-from results.runs import folder_of, slug, train_once  # noqa: E402
+from common.checkpoint import read_json, write_json
+from common.device import resolve_device
+from common.options import UserError, run_main
+from common.stats import bootstrap_ratio, signed
+from latent_stack.config import PRESETS
+from latent_stack.data import TokenizedDataset
+from latent_stack.model import load_run
+from latent_stack.pairs import load_pairs
+from latent_stack.train import validation_losses
+from results.runs import ROOT, folder_of, slug, train_once
 
 BASE = "--preset quick --no-reconstruct"
 SETTINGS = {
@@ -46,7 +48,7 @@ SETTINGS = {
 }
 
 
-def train(name, options, args):
+def train(name: str, options: str, args) -> Path:
     """Train one setting, unless it is there -> its folder."""
     folder = folder_of(args.out, slug(name), PRESETS["quick"].values, BASE, args.data_dir, options, args.options)
     words = [*shlex.split(f"{BASE} {options} {args.options}"), "--run", str(folder)]
@@ -56,22 +58,46 @@ def train(name, options, args):
     return folder
 
 
-def differences(folder):
-    """Validation texts: nats of each target given another text's idea, less given the own (N,), and its tokens (N,)."""
-    model, device = LatentStack.from_pretrained(folder), resolve_device("auto")
-    data = Encoded(load_pairs(model.config)["val"], model.to(device.device), "val")
-    own, other = validation_losses(model, data, device)
-    return other - own, np.array([data.total([i]) for i in range(len(data))])
+def mismatch_costs(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Validation texts: nats of each target, given a mismatched idea minus given the matched (N,); its tokens (N,)."""
+    device = resolve_device("auto")
+    model = load_run(folder, device.device)
+    data = TokenizedDataset(load_pairs(model.config)["val"], model.backbones, model.config, "validation")
+    matched, mismatched = validation_losses(model, data, device)
+    return mismatched - matched, data.length - 1
 
 
-def per_token(nats, tokens, n=1000):
-    """Nats and tokens of N texts -> nats a token, with its 95% bootstrap interval over the texts."""
-    draw = np.random.default_rng(0).integers(0, len(nats), (n, len(nats)))
-    means = nats[draw].sum(1) / tokens[draw].sum(1)
-    return {"mean": float(nats.sum() / tokens.sum()), "ci95": np.percentile(means, [2.5, 97.5]).tolist()}
+def measure(args) -> dict[str, dict]:
+    """{name of the setting: its summary, and what its ideas are worth to the language model, per target token}."""
+    rows, first = {}, None
+    for name in args.only:
+        folder = train(name, SETTINGS[name], args)
+        cost, tokens = mismatch_costs(folder)
+        first = cost if first is None else first
+        rows[name] = {
+            "options": SETTINGS[name],
+            **read_json(folder / "summary.json"),
+            "val_loss_difference": bootstrap_ratio(cost, tokens),
+            "val_loss_difference_less_the_first": bootstrap_ratio(cost - first, tokens),
+        }
+    return rows
 
 
-def main(argv=None):
+def print_table(rows: dict[str, dict]) -> None:
+    print(
+        "\n| setting | trained | validation loss, matched idea | mismatched - matched | its delta to the first row | "
+        "ROUGE-L, matched | mismatched |\n|---|---|---|---|---|---|---|"
+    )
+    for name, row in rows.items():
+        differences = (row["val_loss_difference"], row["val_loss_difference_less_the_first"])
+        cells = [f"{row['n_params']:,}", f"{row['val_loss']:.3f}", *(signed(x, 3) for x in differences)]
+        for measure in ("rougeL", "rougeL_shuffled"):
+            low, high = row[f"{measure}_ci95"]
+            cells.append(f"{row[measure]:.3f} ({low:.3f} to {high:.3f})")
+        print(f"| {name} | {' | '.join(cells)} |")
+
+
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--data-dir", default="", help="DIR/samsum, as for latent_stack.train; without: paraphrases")
     parser.add_argument("--options", default="", help="options for every training, as one word")
@@ -81,28 +107,14 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if not args.json:
         if args.only != list(SETTINGS):
-            raise UserError("--only gives a part of the table; --json FILE says where to write it")
+            raise UserError("--only gives a part of the table; name the file to write with --json FILE")
         args.json = ROOT / "results/latent_settings.json"
     args.data_dir = args.data_dir and str(Path(args.data_dir).resolve())
-    rows, first = {}, None
-    for name in args.only:
-        folder = train(name, SETTINGS[name], args)
-        heard, tokens = differences(folder)
-        first = heard if first is None else first
-        rows[name] = {"options": SETTINGS[name], **json.loads((folder / "summary.json").read_text(encoding="utf-8")),
-                      "val_loss_difference": per_token(heard, tokens),
-                      "val_loss_difference_less_the_first": per_token(heard - first, tokens)}  # fmt: skip
+
+    rows = measure(args)
     about = {"options": args.options, "data": "samsum" if args.data_dir else "paraphrase"}
     write_json(args.json, about | {"preset": PRESETS["quick"].values, "settings": rows})
-
-    print("\n| setting | trained | validation loss, own idea | another's less own | the same, less the first row's | "
-          "ROUGE-L, own | another's |\n|---|---|---|---|---|---|---|")  # fmt: skip
-    for name, row in rows.items():
-        rouge = [f"{row[k]:.3f} ({row[f'{k}_ci95'][0]:.3f} to {row[f'{k}_ci95'][1]:.3f})" for k in
-                 ("rougeL", "rougeL_shuffled")]  # fmt: skip
-        heard = [f"{row[k]['mean']:+.3f} ({row[k]['ci95'][0]:+.3f} to {row[k]['ci95'][1]:+.3f})" for k in
-                 ("val_loss_difference", "val_loss_difference_less_the_first")]  # fmt: skip
-        print(f"| {name} | {row['n_params']:,} | {row['val_loss']:.3f} | {' | '.join(heard + rouge)} |")
+    print_table(rows)
 
 
 if __name__ == "__main__":

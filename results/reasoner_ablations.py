@@ -3,13 +3,12 @@
     python -m reasoner.train --preset quick
     python results/reasoner_ablations.py --run out/reasoner-quick --jobs 2
 
-Each variant starts from RUN/pretrain (a Talker from RUN/sst) and is read out, free-running, on the test split of trees.
-What is finished stays. k multiplies the whole loss, and AdamW divides by a gradient's size: it can act only where
-gradients are clipped. Writes results/reasoner_ablations.json and prints a Markdown table.
+Each variant starts from RUN/pretrain (a Talker from RUN/sst) and is measured, free-running, on the test split of
+trees. What is finished stays. k multiplies the whole loss, and AdamW divides by a gradient's size: it can act only
+where gradients are clipped. Writes results/reasoner_ablations.json and prints two Markdown tables.
 """
 
 import argparse
-import json
 import os
 import shlex
 import sys
@@ -17,20 +16,20 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from config import run_main, write_json  # noqa: E402
-from eval_alignment import effective_rank  # noqa: E402
-from evaluate_accuracy import wilson  # noqa: E402
-from reasoner.config import PRESETS  # noqa: E402
-from reasoner.data import load_items  # noqa: E402
-from reasoner.evaluate import chains, exposure, mixed_latents  # noqa: E402
-from reasoner.model import Pair, Reasoner, Talker, load_phase, sha_of  # noqa: E402
-from reasoner.train import chain_accuracy  # noqa: E402
-from results.runs import folder_of, slug, train_once  # noqa: E402
+from common.checkpoint import read_json, weights_hash, write_json
+from common.options import run_main
+from common.stats import signed, wilson
+from eval_alignment import effective_rank
+from reasoner.config import PRESETS
+from reasoner.data import load_examples
+from reasoner.experiments.measures import chain_accuracy, exposure_gap, rollouts
+from reasoner.experiments.tree import mixed_latents, unit_embeddings
+from reasoner.model import Reasoner, ReasonerTalker, Talker
+from reasoner.phases import load_phase
+from results.runs import ROOT, folder_of, slug, train_once
 
 SST = {
     "as the preset": "",
@@ -49,44 +48,71 @@ TALKER = {
 }
 
 
-def train(phase, name, options, args):
+def train(phase: str, name: str, options: str, args) -> Path:
     """Train one variant of a phase from the run's earlier phase, unless it is there -> its folder."""
     earlier = args.run / ("pretrain" if phase == "sst" else "sst")
     values = PRESETS["quick"].values
-    folder = folder_of(args.out, f"{phase}-{slug(name)}", values, args.options, options, sha_of(earlier))
-    words = ["--preset", "quick", "--phase", phase, "--run", str(folder), "--overwrite", "--init", str(earlier),
-             *shlex.split(f"{args.options} {options}")]  # fmt: skip
+    folder = folder_of(args.out, f"{phase}-{slug(name)}", values, args.options, options, weights_hash(earlier))
+    where = ["--phase", phase, "--run", str(folder), "--overwrite", "--init", str(earlier)]
+    words = ["--preset", "quick", *where, *shlex.split(f"{args.options} {options}")]
     threads = max(1, os.cpu_count() // args.jobs)
     train_once(folder / phase / "summary.json", "reasoner.train", words, threads)
     return folder / phase
 
 
 @torch.no_grad()
-def measure_sst(folder, items):
+def measure_sst(folder: Path, examples: list) -> dict:
     """A Reasoner without a Talker: routes read by the nearest embedding; cosines; is anything collapsing?"""
-    reasoner = load_phase(Reasoner, folder, "sst")
-    latents = chains(reasoner, items)
-    gold = reasoner.tokenizer.encode([x.chain for x in items])
-    hits = sum(reasoner.nearest(r).tolist() == [*ids, reasoner.tokenizer.eos]
-               for r, ids in zip(latents, gold, strict=True))  # fmt: skip
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    E = F.normalize(reasoner.target.weight[: reasoner.config.labels], dim=-1)
+    reasoner, summary = load_phase(Reasoner, folder, "sst"), read_json(folder / "summary.json")
+    t, latents = reasoner.tokenizer, rollouts(reasoner, examples)
+    gold = [[*ids, t.eos] for ids in t.encode([x.chain for x in examples])]
+    hits = sum(reasoner.nearest(r).tolist() == ids for r, ids in zip(latents, gold, strict=True))
+    E = unit_embeddings(reasoner)[: reasoner.config.labels]
     pairwise = (E @ E.T).fill_diagonal_(0).sum() / (len(E) * (len(E) - 1))
-    row = {"route_accuracy": hits / len(items), "ci95": wilson(hits, len(items)), "val_cos_own": summary["val_cos_own"],
-           "val_cos_other": summary["val_cos_other"], "embeddings_pairwise_cos": pairwise.item(),
-           "embeddings_effective_rank": effective_rank(E), "train_seconds": summary["train_seconds"]}  # fmt: skip
-    return row | exposure(reasoner, items) | {"mixed": mixed_latents(reasoner, items, latents)}
+    return {
+        "route_accuracy": hits / len(examples),
+        "ci95": wilson(hits, len(examples)),
+        "val_cos_own": summary["val_cos_own"],
+        "val_cos_other": summary["val_cos_other"],
+        "embeddings_pairwise_cos": pairwise.item(),
+        "embeddings_effective_rank": effective_rank(E),
+        "train_seconds": summary["train_seconds"],
+        **exposure_gap(reasoner, examples),
+        "mixed": mixed_latents(reasoner, examples, latents),
+    }
 
 
 @torch.no_grad()
-def measure_talker(folder, items, reasoner):
-    """The same chains, spoken by this Talker."""
+def measure_talker(folder: Path, examples: list, reasoner: Reasoner) -> dict:
+    """The same chains, put into words by this Talker."""
     talker = load_phase(Talker, folder, "talker")
-    share, ci95, _ = chain_accuracy(Pair(reasoner, talker), items)
-    return {"route_accuracy": share, "ci95": ci95, "n_params": talker.n_params()}
+    accuracy, ci95, _ = chain_accuracy(ReasonerTalker(reasoner, talker), examples)
+    return {"route_accuracy": accuracy, "ci95": ci95, "n_params": talker.n_params()}
 
 
-def main(argv=None):
+def rate(row: dict) -> str:
+    """'96.5% (95.2 to 97.5)'"""
+    low, high = (100 * x for x in row["ci95"])
+    return f"{row['route_accuracy']:.1%} ({low:.1f} to {high:.1f})"
+
+
+def print_tables(result: dict) -> None:
+    """The two Markdown tables of reasoner/README.md."""
+    print(
+        "\n| self-supervised training | routes correct, by the nearest embedding | cos matched / mismatched | chain "
+        "token accuracy, free / true inputs | weight of the sibling minus that of another node |\n|---|---|---|---|---|"
+    )
+    for name, row in result["sst"].items():
+        mixed = signed(row["mixed"]["beta_difference"]) if row["mixed"] else "none is correct so far"
+        cosines = f"{row['val_cos_own']:.3f} / {row['val_cos_other']:.3f}"
+        accuracy = f"{row['free_running']:.1%} / {row['teacher_forced']:.1%}"
+        print(f"| {name} | {rate(row)} | {cosines} | {accuracy} | {mixed} |")
+    print("\n| Talker | parameters | routes correct |\n|---|---|---|")
+    for name, row in result["talker"].items():
+        print(f"| {name} | {row['n_params']:,} | {rate(row)} |")
+
+
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--run", type=Path, default=ROOT / "out/reasoner-quick", help="a finished quick run")
     parser.add_argument("--jobs", type=int, default=1, help="trainings side by side")
@@ -94,32 +120,18 @@ def main(argv=None):
     parser.add_argument("--out", type=Path, default=ROOT / "out/reasoner-ablations", help="folder of the trainings")
     parser.add_argument("--json", type=Path, default=ROOT / "results/reasoner_ablations.json")
     args = parser.parse_args(argv)
-    reasoner = load_phase(Reasoner, args.run / "sst", "sst")
-    items = load_items("test", reasoner.config)
-    with ThreadPoolExecutor(args.jobs) as pool:
-        jobs = [("sst", *x, args) for x in SST.items()] + [("talker", *x, args) for x in TALKER.items()]
-        folders = list(pool.map(lambda job: train(*job), jobs))
-    result = {"n": len(items), "options": args.options, "preset": PRESETS["quick"].values, "sst": {}, "talker": {}}
-    for (phase, name, *_), folder in zip(jobs, folders, strict=True):
-        result[phase][name] = measure_sst(folder, items) if phase == "sst" else measure_talker(folder, items, reasoner)
-    write_json(args.json, result)
 
-    print(
-        "\n| self-supervised training | routes right, by the nearest embedding | cos own / other | chain tokens "
-        "right, free / true inputs | weight of the sibling less that of another node |\n|---|---|---|---|---|"
-    )
-    for name, row in result["sst"].items():
-        mixed = "none is right so far"
-        if row["mixed"]:
-            beta = row["mixed"]["beta_difference"]
-            mixed = f"{beta['mean']:+.4f} ({beta['ci95'][0]:+.4f} to {beta['ci95'][1]:+.4f})"
-        print(f"| {name} | {row['route_accuracy']:.1%} ({100 * row['ci95'][0]:.1f} to {100 * row['ci95'][1]:.1f}) | "
-              f"{row['val_cos_own']:.3f} / {row['val_cos_other']:.3f} | {row['free_running']:.1%} / "
-              f"{row['teacher_forced']:.1%} | {mixed} |")  # fmt: skip
-    print("\n| Talker | parameters | routes right |\n|---|---|---|")
-    for name, row in result["talker"].items():
-        low, high = (100 * x for x in row["ci95"])
-        print(f"| {name} | {row['n_params']:,} | {row['route_accuracy']:.1%} ({low:.1f} to {high:.1f}) |")
+    reasoner = load_phase(Reasoner, args.run / "sst", "sst")
+    examples = load_examples("test", reasoner.config)
+    jobs = [("sst", *x, args) for x in SST.items()] + [("talker", *x, args) for x in TALKER.items()]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        folders = list(pool.map(lambda job: train(*job), jobs))
+    result = {"n": len(examples), "options": args.options, "preset": PRESETS["quick"].values, "sst": {}, "talker": {}}
+    for (phase, name, *_), folder in zip(jobs, folders, strict=True):
+        measured = measure_sst(folder, examples) if phase == "sst" else measure_talker(folder, examples, reasoner)
+        result[phase][name] = measured
+    write_json(args.json, result)
+    print_tables(result)
 
 
 if __name__ == "__main__":

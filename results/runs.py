@@ -8,10 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from config import UserError  # noqa: E402
+from common.options import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def folder_of(out, name, *made_of):

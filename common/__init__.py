@@ -1,0 +1,1 @@
+"""What more than one system uses, one subject a file. Nothing here knows a system by name."""

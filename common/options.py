@@ -1,0 +1,201 @@
+"""The command line: a flat dataclass becomes options, a preset is a set of named overrides, a mistake is one line.
+
+    python train.py --help                       the presets, then all options in groups
+    python train.py --preset quick --help        the same with that preset's defaults
+    python train.py --preset quick --lr 1e-3     a preset, one option changed
+
+Precedence, weakest first: the dataclass, the preset (under --resume: the saved configuration), the command line.
+"""
+
+import argparse
+import difflib
+import re
+import sys
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+
+class UserError(Exception):
+    """A mistake a user can mend: printed as one line, never as a traceback. Say what, where, and what to do."""
+
+
+def opt(default, help, choices=None, low=None, below=None, group=None) -> Any:
+    """A dataclass field that is an option: its `--help` text, the values it may take if they are few, its range.
+
+    `group` is the heading in `--help` of this option and of those that follow.
+    """
+    return field(default=default, metadata=dict(help=help, choices=choices, low=low, below=below, group=group))
+
+
+def internal(default) -> Any:
+    """A dataclass field that scripts fill in and the command line does not know."""
+    return field(default=default, metadata=dict(help=None))
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Named overrides. `about` gives the hardware, the minutes and the figures to expect."""
+
+    about: str
+    values: dict
+
+
+@dataclass
+class LoopConfig:
+    """The options of every training script: the run, the schedule, the device, the log. `loop.fit` reads them."""
+
+    run: str = opt("out/run", "folder of the run: configuration, weights, logs, curves", group="run")
+    resume: bool = opt(False, "continue the run in --run where it stopped, bit for bit on a CPU")
+    overwrite: bool = opt(False, "start afresh in a folder that already holds a run")
+    seed: int = opt(1337, "seed of the initialisation, the batch order and dropout", low=0)
+
+    epochs: int = opt(25, "passes over the training set", low=1, group="schedule")
+    max_steps: int = opt(0, "stop after this many steps; the schedule still spans --epochs (0: no limit)", low=0)
+    eval_every: int = opt(0, "steps between validations; one also follows each epoch (0: only those)", low=0)
+    batch_size: int = opt(32, "examples per optimiser step, over all processes and micro-batches", low=1)
+    grad_accum: int = opt(1, "micro-batches per step and process; changes only losses on batch statistics", low=1)
+    lr: float = opt(6e-4, "peak learning rate, reached after --warmup-steps", low=0.0, below=float("inf"))
+    min_lr: float = opt(0.0, "learning rate at the end of the cosine decay, as a fraction of --lr", low=0.0)
+    warmup_steps: int = opt(100, "steps of linear warm-up", low=0)
+    weight_decay: float = opt(0.1, "AdamW decay of matrices and embeddings; norm weights are not decayed", low=0.0)
+    beta2: float = opt(0.95, "AdamW second-moment decay; 0.95: batches are small, runs short", low=0.0, below=1.0)
+    grad_clip: float = opt(1.0, "largest gradient norm (0: no clipping)", low=0.0)
+
+    device: str = opt("auto", "auto, cpu, cuda, cuda:N or mps; auto takes the best one present", group="device")
+    precision: str = opt("auto", "of matrix products", ("auto", "fp32", "bf16", "fp16"))
+    compile: bool = opt(False, "torch.compile the Transformer, one program for all batch shapes; not measured yet")
+
+    log_every: int = opt(10, "steps between log lines, the only steps that wait for the device", low=1, group="log")
+    save_every: int = opt(200, "steps between checkpoints; one is also written after each epoch", low=1)
+
+    # What may differ from the saved configuration when a run is resumed.
+    RESUMABLE: ClassVar[frozenset] = frozenset(
+        "run resume overwrite device precision compile epochs max_steps grad_accum log_every save_every eval_every "
+        "data_dir".split()
+    )
+
+
+# ---------------------------------------------------------------------------------------------- parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, but a mistake is one line."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def closest_option(word: str, help_of: dict[str, str]) -> str:
+    """Mistyped option -> the flag meant: by a like name, by its beginning, or by its help; "" if none."""
+    name = word.lstrip("-").replace("-", "_")
+    near = difflib.get_close_matches(name, help_of, n=1, cutoff=0.7)
+    near += [option for option in help_of if option.startswith(f"{name}_")]
+    spoken = re.escape(name.replace("_", " "))
+    near += [option for option, text in help_of.items() if re.search(rf"\b{spoken}\b", text)]
+    return flag(near[0]) if near else ""
+
+
+def _program() -> str:
+    module = getattr(sys.modules["__main__"], "__spec__", None)  # python -m NAME
+    return f"python -m {module.name}" if module else f"python {Path(sys.argv[0]).name}"
+
+
+def _preset_of(argv, presets) -> str | None:
+    """The --preset of a command line, read first: it decides the defaults that --help shows."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    first.add_argument("--preset")
+    try:
+        name = first.parse_known_args(argv)[0].preset
+    except argparse.ArgumentError:  # --preset without a name: the whole parser reports it
+        return None
+    return name if name in presets else None
+
+
+def _add_options(parser: argparse.ArgumentParser, defaults) -> dict[str, str]:
+    """Every visible field of the dataclass as an option, in groups -> {name: help}."""
+    group, help_of = parser, {}
+    for f in fields(defaults):
+        if f.metadata["help"] is None:
+            continue
+        if f.metadata["group"]:
+            group = parser.add_argument_group(f.metadata["group"])
+        default, kind = getattr(defaults, f.name), type(f.default)
+        if kind is bool:
+            extra = dict(action=argparse.BooleanOptionalAction)
+        elif kind is tuple:
+            extra = dict(nargs="+", metavar="TEXT")
+        elif f.metadata["choices"]:
+            extra = dict(type=kind, choices=f.metadata["choices"])
+        else:
+            extra = dict(type=kind, metavar={int: "N", float: "X", str: "TEXT"}[kind])
+        help_of[f.name] = f.metadata["help"]
+        text = f"{f.metadata['help']} [{'none' if default in ('', ()) else default}]".replace("%", "%%")
+        group.add_argument(flag(f.name), default=argparse.SUPPRESS, help=text, **extra)
+    return help_of
+
+
+def _check_range(f, value, parser) -> None:
+    low, below = f.metadata.get("low"), f.metadata.get("below")
+    wanted = [f"at least {low}"] * (low is not None) + [f"less than {below}"] * (below is not None)
+    if (low is not None and not value >= low) or (below is not None and not value < below):
+        parser.error(f"{flag(f.name)} {value}: must be {' and '.join(wanted)}")
+
+
+def parse(cls, presets: dict[str, Preset], description: str, argv: list[str] | None = None):
+    """Command line -> (config, given): an instance of dataclass `cls`, and the names of the options given by hand.
+
+    A bool is a pair `--x / --no-x`. Exits with status 2 and one line if the command line is wrong.
+    """
+    preset = _preset_of(argv, presets)
+    defaults = replace(cls(), **(presets[preset].values if preset else {}))
+    listing = "\n".join(f"  {name:<14}{p.about}" for name, p in presets.items())
+    parser = _Parser(
+        prog=_program(),
+        usage="%(prog)s [--preset NAME] [--option VALUE …]" if presets else "%(prog)s [--option VALUE …]",
+        description=description
+        + (f"\n\npresets (--preset NAME --help shows one's defaults):\n{listing}" if presets else ""),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    if presets:
+        parser.add_argument("--preset", choices=presets, metavar="NAME", help=f"one of {', '.join(presets)}")
+    help_of = _add_options(parser, defaults)
+    given, unknown = parser.parse_known_args(argv)
+    given = vars(given)
+    if unknown:
+        word = next((w for w in unknown if w.startswith("-")), unknown[0]).split("=")[0]
+        near = closest_option(word, help_of)
+        parser.error(f"unknown option {word}; {f'did you mean {near}?' if near else 'see --help'}")
+    given.pop("preset", None)
+    for f in fields(cls):
+        if f.name in given:
+            _check_range(f, given[f.name], parser)
+    return replace(defaults, **given), frozenset(given)
+
+
+def resumed(config, given: frozenset, saved):
+    """The command line over the saved configuration; what the run cannot change is refused."""
+    for name in sorted(given - config.RESUMABLE):
+        if getattr(config, name) != getattr(saved, name):
+            raise UserError(
+                f"--resume: the run in {config.run} has {name} = {getattr(saved, name)}, not {getattr(config, name)}; "
+                "leave the option out, or start another run"
+            )
+    changes = {name: getattr(config, name) for name in given & config.RESUMABLE}
+    return replace(saved, **changes | {"resume": True, "run": config.run})
+
+
+def run_main(main) -> None:
+    """Run a script's `main()`: a UserError becomes one line on stderr and exit status 1."""
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:  # before or after the training loop, which leaves a checkpoint
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,83 @@
+"""Programs: the operations of a solution over the question's numbers, and their calculation without `eval`.
+
+    question   "Tom has α pears. Ana gives Tom β more."     placeholders α = 12, β = 30, in order of appearance
+    program    "α+β,a*2"                                    Greek letters: numbers; a, b, c …: results so far
+
+After Amini et al. 2019 (MathQA, arXiv 1905.13319).
+"""
+
+import ast
+import math
+import operator
+import re
+
+from simpleeval import SimpleEval
+
+from common.sources import Example, same_answer
+
+PLACEHOLDERS, RESULTS = "αβγδεζηθικλμνξοπρστυφχψω", "abcdefghijklmnopqrstuvwxyz"
+NUMBER = r"\d+(?:,\d{3})*(?:\.\d+)?"  # as written: 1,200 or 2.50
+OPERAND = r"\d+\.?\d*|\.\d+"  # as calculated with
+_WRITTEN = rf"(?<![\d.])\.\d+|{NUMBER}"
+# a number is read in one way only, unlike OPERAND's: a refusal must not take exponential time
+_TERM = rf"\(*(?:\d+(?:\.\d*)?|\.\d+|[a-z{PLACEHOLDERS}])\)*"
+OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
+
+
+def values_of(pattern: str, text: str) -> list[float]:
+    """The numbers that a pattern finds in a text."""
+    return [float(x.replace(",", "")) for x in re.findall(pattern, text)]
+
+
+def number_placeholders(question: str) -> tuple[str, dict[str, float]]:
+    """Question -> (the same with its numbers as Greek letters, {letter: number}); equal numbers share a letter."""
+    numbers = dict(zip(PLACEHOLDERS, dict.fromkeys(values_of(_WRITTEN, question)), strict=False))
+    letter = {x: name for name, x in numbers.items()}
+
+    def placeholder(match):
+        return f" {letter.get(float(match[1].replace(',', '')), match[1])}"
+
+    return re.sub(rf" ?({_WRITTEN})", placeholder, question), numbers
+
+
+def calculate(expression: str, names: dict[str, float]) -> float:
+    """+ - * / and parentheses over numbers and names, all as floats: whole numbers could grow without end.
+
+    Raises ArithmeticError, SyntaxError, or simpleeval's errors for anything else.
+    """
+    as_floats = re.sub(OPERAND, lambda m: repr(float(m[0])), expression)
+    return SimpleEval(operators=OPERATORS, functions={}, names=names).eval(as_floats)
+
+
+def compute(program: str, numbers: dict[str, float]) -> str:
+    """A program -> its last result as text, "" if it is none or divides by zero."""
+    known, value = dict(numbers), math.nan
+    try:
+        for step, name in zip(program.split(","), RESULTS, strict=False):
+            if not re.fullmatch(rf"{_TERM}(?:[-+*/]{_TERM})*", step):
+                return ""
+            known[name] = value = calculate(step, known)
+        return f"{value:.6f}".rstrip("0").rstrip(".") if math.isfinite(value) else ""
+    except Exception:  # a letter that stands for nothing, a division by zero, an open or a thousand parentheses
+        return ""
+
+
+def program_of(example: Example) -> str | None:
+    """An annotated solution as a program, '<<48/2=24>> … <<48+24=72>>' -> 'α/2,α+a'.
+
+    Digits are numbers that the question does not write. None if the program would not compute the answer.
+    """
+    _, numbers = number_placeholders(example.question)
+    letter, steps = {x: name for name, x in numbers.items()}, []
+    for left, right in re.findall(r"<<([^=<>]+)=([^<>]+)>>", example.solution):
+        if not re.fullmatch(rf"{NUMBER}|{OPERAND}", right):
+            return None
+        left = re.sub(r"[\s,$]", "", left)
+        if re.search(r"[-+*/]", left):  # "<<55=55>>" is no step
+            if len(steps) == len(RESULTS):
+                return None
+            step = re.sub(OPERAND, lambda m, letter=letter: letter.get(float(m[0]), m[0]), left)
+            steps.append(re.sub(rf"({OPERAND}|[a-z{PLACEHOLDERS}])%", r"(\1/100)", step))
+            letter[float(right.replace(",", ""))] = RESULTS[len(steps) - 1]
+    text = ",".join(steps)
+    return text if same_answer(compute(text, numbers), example.answer) else None

@@ -1,0 +1,1 @@
+"""The latent stack: frozen encoder → idea vector → middle model → soft prefix → frozen language model."""

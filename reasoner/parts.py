@@ -1,0 +1,78 @@
+"""What Reasoner, Talker and the baselines have in common: norm and trunk, the loss on tokens, noise, a tokenizer.
+
+Shapes: B rows, T tokens a row, C width, K positions with a target, V vocabulary.
+"""
+
+import os
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from common.batching import pad
+from common.checkpoint import PretrainedMixin
+from common.losses import scaled_cross_entropy
+from common.transformer import Transformer
+from reasoner.config import ReasonerConfig
+from reasoner.data import Batch, load_tokenizer
+
+MOST_LOGITS = 10_000  # entries of an output layer beyond which training does not measure its accuracy
+
+
+def rms_norm(C: int) -> nn.RMSNorm:
+    """RMSNorm with norm weights; latents have norm 1, so their mean square is 1/C: eps must stay far below."""
+    return nn.RMSNorm(C, eps=1e-6)
+
+
+def make_trunk(config: ReasonerConfig, n_layer: int, ends: bool) -> Transformer:
+    """Pre-norm RMS blocks with QK-Norm and rotary positions; `ends`: RMSNorm before and behind them."""
+    return Transformer(
+        n_layer,
+        config.n_embd,
+        config.n_head,
+        config.dropout,
+        rms_norm,
+        qk_norm=True,
+        n_hidden=config.n_hidden,
+        ends=ends,
+    )
+
+
+def token_loss(hidden: Tensor, head: Tensor, target: Tensor, denominator: float) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of target (K,) given hidden states (K, C) under head (V, C), summed, over the optimiser step's
+    `denominator` -> (loss, the same without gradient)."""
+    scale = torch.full((len(target),), 1 / denominator, device=hidden.device)
+    loss, nll = scaled_cross_entropy(hidden, head, target, scale)
+    return loss, nll.sum() * scale[0]
+
+
+@torch.no_grad()
+def token_accuracy(hidden: Tensor, head: Tensor, batch: Batch) -> dict[str, Tensor]:
+    """Hidden states at the chain (K, C), head (V, C) -> {"chain_accuracy"}; {} where logits are large."""
+    if len(head) > MOST_LOGITS:
+        return {}
+    hits = F.linear(hidden, head).argmax(-1) == batch.chain_ids
+    return {"chain_accuracy": hits.float().sum() / batch.loss_denominators["chain"]}
+
+
+def add_noise(x: Tensor, norm: float, generator: torch.Generator | None) -> Tensor:
+    """x (B, C) plus Gaussian noise whose norm is about `norm` times x's own."""
+    if not norm:
+        return x
+    noise = torch.randn(x.shape, generator=generator).to(x)
+    return x + noise * (norm * x.size(-1) ** -0.5 * x.norm(dim=-1, keepdim=True))
+
+
+class Tokenized(PretrainedMixin):
+    """A checkpoint with the tokenizer of its data."""
+
+    def read_tokenizer(self, find) -> None:
+        gpt2 = self.config.dataset in ("gsm8k", "text") and self.config.tokenizer == "gpt2"
+        self.tokenizer = load_tokenizer(self.config, "" if gpt2 else os.path.dirname(find("tokenizer.json")))
+
+    def tokenize(self, prompts: str | list) -> tuple[Tensor, Tensor]:
+        """B prompts, str or lists of ids -> tokens (B, T), padded on the right, and lengths (B,)."""
+        t, prompts = self.tokenizer, [prompts] if isinstance(prompts, str) else prompts
+        rows = [p if isinstance(p, list) else t.encode([p])[0] or [t.ans] for p in prompts]
+        return pad(rows, t.pad).to(self.device), torch.tensor([len(row) for row in rows], device=self.device)

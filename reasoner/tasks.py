@@ -1,0 +1,220 @@
+"""The tasks: what a prompt asks, and the chain of tokens that answers it.
+
+    tree    prompt  "5 9 ; 5 2 ; 9 7 ; 9 1 ; 2 4 ; 2 8 ; root 5 goal 7 :"     edges shuffled, parent before child
+            chain   "5 9 7"                                                   the route from the root to the goal
+    cfg     prompt  "a c b b a :"                                             a string of the grammar below
+            chain   "S1 A2 B1"                                                its derivation, leftmost first
+    gsm8k   prompt  the question            chain   the worked solution, or its equations
+
+Splits are disjoint by construction: a tree or a string belongs to one of them, whatever the seed.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from common.options import UserError
+from common.sources import equations, load_gsm8k, parse_answer, same_answer, without_annotations
+from reasoner.config import ReasonerConfig
+
+SPLIT_FRACTIONS = {"train": 0.8, "val": 0.1, "test": 0.1}  # of all possible trees and strings
+MAX_MISSES = 10_000  # draws without a new example after which there are hardly any more
+
+
+@dataclass(frozen=True)
+class Example:
+    """`sibling` (tree only): the chain's tokens, each replaced by its sibling in the tree ("" for the root)."""
+
+    prompt: str
+    chain: str
+    sibling: tuple = ()
+
+
+def split_of(text: str) -> str:
+    """The one split that a tree, a string or a passage may appear in, whatever the seed."""
+    u = random.Random(text).random()
+    train = SPLIT_FRACTIONS["train"]
+    return "train" if u < train else "val" if u < train + SPLIT_FRACTIONS["val"] else "test"
+
+
+def distinct(draw: Callable, split: str, n: int, seed: int) -> list[Example]:
+    """n different examples of a split; draw(rng) -> (name of the instance, Example). Only train depends on the seed."""
+    rng, found, misses = random.Random(f"{split} {seed if split == 'train' else 'fixed'}"), {}, 0
+    while len(found) < n:
+        name, example = draw(rng)
+        if split_of(name) == split and example.prompt not in found:
+            found[example.prompt], misses = example, 0
+            continue
+        misses += 1
+        if misses > MAX_MISSES:
+            raise UserError(
+                f"there are hardly more than {len(found)} different {split} examples of this difficulty; "
+                "ask for fewer, or make it harder"
+            )
+    return list(found.values())
+
+
+# ------------------------------------------------------------------------------------------------ trees
+
+
+def _grow(rng: random.Random, label: list[int], max_depth: int) -> tuple[list, dict, list]:
+    """A random binary tree over the labels -> edges, {child: (parent, sibling)}, leaves. label[0] is the root."""
+    edges, parent, depth, leaves = [], {}, {label[0]: 0}, [label[0]]
+    for left, right in zip(label[1::2], label[2::2], strict=True):
+        node = rng.choice([x for x in leaves if depth[x] < max_depth])
+        leaves.remove(node)
+        leaves += [left, right]
+        edges += [(node, left), (node, right)]
+        parent |= {left: (node, right), right: (node, left)}
+        depth |= {left: depth[node] + 1, right: depth[node] + 1}
+    return edges, parent, leaves
+
+
+def trees(split: str, n: int, config: ReasonerConfig) -> list[Example]:
+    """Random labelled binary trees, every inner node with two children: from the root, which way to the goal, a leaf?
+
+    A tree has 2 to `leaves` leaves, all numbers drawn alike often; of the small ones there are so few that a large
+    training set soon has them all and goes on with larger ones. It grows by splitting a random leaf above `depth`.
+    Labels are drawn without replacement. Which child is correct can only be known from the goal's end: the model has
+    to search. A labelled tree, whatever the order of its edges and the goal, belongs to one split.
+    """
+    nodes = 2 * config.leaves - 1
+    if config.leaves > 2**config.depth:
+        raise UserError(f"--leaves {config.leaves} do not fit --depth {config.depth}: at most {2**config.depth}")
+    if nodes > config.labels:
+        raise UserError(f"--labels {config.labels}: a tree of {config.leaves} leaves has {nodes} nodes to label")
+
+    def draw(rng):
+        label = rng.sample(range(config.labels), 2 * rng.randint(2, config.leaves) - 1)
+        edges, parent, leaves = _grow(rng, label, config.depth)
+        goal, name = rng.choice(leaves), str(sorted(edges))
+        rng.shuffle(edges)
+        route, siblings = [goal], []
+        while route[0] in parent:
+            node, sibling = parent[route[0]]
+            route, siblings = [node, *route], [str(sibling), *siblings]
+        prompt = f"{' '.join(f'{a} {b} ;' for a, b in edges)} root {label[0]} goal {goal} :"
+        return name, Example(prompt, " ".join(map(str, route)), ("", *siblings))
+
+    return distinct(draw, split, n, config.seed)
+
+
+def node_labels(example: Example) -> list[str]:
+    """The labels of a tree's nodes."""
+    return sorted({word for word in example.prompt.split() if word.isdecimal()})
+
+
+def tree_of(example: Example) -> tuple[str, set[tuple[str, str]]]:
+    """The tree that a prompt describes -> (root, edges)."""
+    words = example.prompt.split()  # parent child ; … root R goal G :
+    return words[-4], {(words[i], words[i + 1]) for i in range(0, len(words) - 5, 3)}
+
+
+# -------------------------------------------------------------------------------------------- a grammar
+
+# Two rules a symbol, none the beginning of the other; a level uses the one below it, the lowest the terminals.
+TERMINALS = "abc"
+RULES = {
+    "S": ("A B", "B C A"),
+    "A": ("D E", "E F D"),
+    "B": ("E D F", "F E"),
+    "C": ("F D", "D F E"),
+    "D": ("G I", "H G I"),
+    "E": ("I H G", "G H"),
+    "F": ("H I", "I G H"),
+    "G": ("a b", "b c a"),
+    "H": ("b a c", "c b"),
+    "I": ("c a", "a c b"),
+}
+LEVELS = ("S", "ABC", "DEF", "GHI")
+
+
+def grammar(levels: int) -> dict[str, tuple]:
+    """Levels above the terminals, 3 or 4 -> the rules in use: {symbol: two right-hand sides, tuples of symbols}.
+
+    With three levels D, E, F have the right-hand sides of G, H, I.
+    """
+    used = LEVELS[:levels]
+    lowest = dict(zip(used[-1], LEVELS[-1], strict=True))
+    return {x: tuple(tuple(RULES[lowest.get(x, x)][i].split()) for i in (0, 1)) for level in used for x in level}
+
+
+def derivations(split: str, n: int, config: ReasonerConfig) -> list[Example]:
+    """Strings of the grammar above; the chain is the derivation: the rule of every symbol, leftmost first."""
+    rules = grammar(config.levels)
+
+    def draw(rng):
+        string, chain, stack = [], [], ["S"]
+        while stack:
+            symbol = stack.pop()
+            if symbol not in rules:
+                string.append(symbol)
+                continue
+            i = rng.randrange(2)
+            chain.append(f"{symbol}{i + 1}")
+            stack += reversed(rules[symbol][i])
+        text = " ".join(string)
+        return text, Example(f"{text} :", " ".join(chain))
+
+    return distinct(draw, split, n, config.seed)
+
+
+def derived_string(chain: str, levels: int) -> str | None:
+    """A derivation as text -> the string it derives, or None if it is none."""
+    rules, stack, string = grammar(levels), ["S"], []
+    for word in chain.split():
+        while stack and stack[-1] not in rules:
+            string.append(stack.pop())
+        if not stack or word not in (f"{stack[-1]}1", f"{stack[-1]}2"):
+            return None
+        stack += reversed(rules[stack.pop()][int(word[-1]) - 1])
+    return None if any(x in rules for x in stack) else " ".join([*string, *reversed(stack)])
+
+
+def noisy_prompt(prompt: str, kind: str, rate: float, rng: random.Random, words: list[str]) -> str:
+    """A prompt with token noise: each token before the final ":" is dropped, replaced by another, or followed by one.
+
+    kind: drop, replace or insert; rate: probability per token; words: what random tokens are drawn from.
+    """
+    kept = []
+    for token in prompt.split()[:-1]:
+        hit = rng.random() < rate
+        if hit and kind == "replace":
+            kept.append(rng.choice([w for w in words if w != token]))
+        elif not (hit and kind == "drop"):
+            kept.append(token)
+        if hit and kind == "insert":
+            kept.append(rng.choice(words))
+    return " ".join([*kept, ":"])
+
+
+# ------------------------------------------------------------------------------------------------ GSM8K
+
+
+def solutions(split: str, config: ReasonerConfig) -> list[Example]:
+    """GSM8K with its solutions, or their equations, as the chain; validation is the same 500 training questions."""
+    found = load_gsm8k(config.data_dir)[split]
+    if config.reasoning == "equations":
+        return [Example(x.question, equations(x)) for x in found]
+    return [Example(x.question, without_annotations(x.solution)) for x in found]
+
+
+# ------------------------------------------------------------------------------------------ correctness
+
+
+def is_correct(dataset: str, example: Example, text: str) -> bool:
+    """Is `text` the answer? GSM8K: the number behind ####; trees and strings: the whole chain, word by word."""
+    if dataset != "gsm8k":
+        return text.split() == example.chain.split()
+    answer = parse_answer(text)
+    return answer is not None and same_answer(answer, parse_answer(example.chain) or "")
+
+
+def is_valid(config: ReasonerConfig, example: Example, text: str) -> bool:
+    """Could `text` be an answer at all? A walk down the tree from its root; a derivation; a solution with a number."""
+    if config.dataset == "tree":
+        (root, edges), route = tree_of(example), text.split()
+        return route[:1] == [root] and all(step in edges for step in zip(route, route[1:], strict=False))
+    if config.dataset == "cfg":
+        return derived_string(text, config.levels) is not None
+    return parse_answer(text) is not None

@@ -1,0 +1,326 @@
+"""common/loop.py: the loop that all systems share, with a model of a few numbers."""
+
+import math
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn as nn
+from helpers import same, weights
+from torch import Tensor
+
+from common.batching import BatchMixin
+from common.checkpoint import read_json
+from common.device import resolve_device
+from common.loop import (
+    Stopwatch,
+    append_log,
+    fit,
+    last_metrics,
+    learning_rate,
+    make_optimizer,
+    mean_metrics,
+    read_log,
+)
+from common.options import LoopConfig, UserError
+from common.transformer import Transformer
+
+STEPS = 6  # of an epoch
+
+
+@dataclass
+class Numbers(BatchMixin):
+    x: Tensor  # (B, 4)
+    size: int  # B of the whole step
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.x)
+
+
+class Line(nn.Module):
+    """What `fit` asks of a model and nothing else: parameters, and model(batch) -> (loss, metrics)."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.dropout, self.linear = nn.Dropout(0.2), nn.Linear(4, 4)
+
+    def forward(self, batch: Numbers):
+        loss = (self.linear(self.dropout(batch.x)) - 1).square().mean(1).sum() / batch.size
+        return loss, {"loss": loss.detach(), "rows": torch.tensor(float(len(batch.x)))}
+
+
+def batches(epoch: int, k: int, grad_accum: int = 1):
+    """The micro-batches of a step."""
+    x = torch.randn(8, 4, generator=torch.Generator().manual_seed(100 * epoch + k))
+    return [Numbers(part, 8) for part in x.chunk(grad_accum)]
+
+
+def toy_config(run: Path, **changes) -> LoopConfig:
+    run.mkdir(exist_ok=True)
+    (run / "log.jsonl").touch()
+    values = dict(run=str(run), epochs=3, lr=0.1, warmup_steps=2, log_every=2, device="cpu")
+    return LoopConfig(**values | changes)
+
+
+def trained(run: Path, make=batches, **changes) -> dict:
+    """Line, fitted; options of `fit` among the changes -> its summary."""
+    named = {key: changes.pop(key) for key in ("validate", "after_step", "progress") if key in changes}
+    return fit(Line(), STEPS, make, toy_config(run, **changes), **named)
+
+
+def logged(run: Path) -> tuple[list[dict], list[dict]]:
+    """The log without what clocks measure."""
+    clocks = ("seconds", "tokens_per_second")
+    return tuple([{k: v for k, v in row.items() if k not in clocks} for row in rows] for rows in read_log(run))
+
+
+# ----------------------------------------------------------------------------- schedule and optimiser
+
+
+def test_the_learning_rate_warms_up_and_decays_to_its_floor():
+    config = LoopConfig(lr=1.0, warmup_steps=10, min_lr=0.1)
+    rates = [learning_rate(step, 100, config) for step in range(101)]
+    assert rates[0] == 0.1 and rates[9] == 1.0 == max(rates) and rates[100] == pytest.approx(0.1)
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+
+
+def test_norm_weights_do_not_decay_and_every_parameter_is_optimised_once():
+    model = Transformer(2, 16, 2)
+    model.blocks[0].requires_grad_(False)
+    optimizer = make_optimizer(model, LoopConfig(weight_decay=0.3))
+    grouped = [p for g in optimizer.param_groups for p in g["params"]]
+    assert len(grouped) == len({id(p) for p in grouped}) == sum(p.requires_grad for p in model.parameters())
+    assert all(g["weight_decay"] == (0.3 if p.dim() >= 2 else 0) for g in optimizer.param_groups for p in g["params"])
+
+
+# --------------------------------------------------------------------------------------------- training
+
+
+def test_fit_asks_nothing_of_a_model_but_loss_and_metrics(tmp_path):
+    summary = trained(tmp_path / "run", epochs=20)
+    train, _ = read_log(tmp_path / "run")
+    assert train[-1]["loss"] < 0.3 * train[0]["loss"]
+    assert summary["steps"] == 20 * STEPS and summary["epochs"] == 20
+    assert {"train_seconds", "examples_per_second"} <= summary.keys()
+
+
+def test_a_step_is_adamw_on_the_clipped_gradient(tmp_path):
+    """The step written out: gradient, clipping to a norm of 0.01, AdamW at the schedule's rate."""
+    trained(tmp_path / "run", max_steps=2, grad_clip=0.01, seed=5)
+    model = Line()
+    optimizer = torch.optim.AdamW(
+        [{"params": [model.linear.weight], "weight_decay": 0.1}, {"params": [model.linear.bias], "weight_decay": 0}],
+        betas=(0.9, 0.95),
+    )
+    for step, lr in enumerate((0.05, 0.1)):
+        torch.manual_seed((5 * 1_000_003 + step) * 1009)
+        model(batches(0, step)[0])[0].backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 0.01)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
+        optimizer.zero_grad()
+    for name, tensor in weights(tmp_path / "run").items():
+        torch.testing.assert_close(tensor, model.state_dict()[name])
+
+
+def test_micro_batches_make_the_same_step_as_the_whole_batch(tmp_path):
+    for run, accum in (("whole", 1), ("micro", 4)):
+        model = Line()
+        model.dropout.p = 0.0
+        config = toy_config(tmp_path / run, grad_accum=accum)
+        fit(model, STEPS, lambda epoch, k, n=accum: batches(epoch, k, n), config)
+    whole, micro = (weights(tmp_path / run) for run in ("whole", "micro"))
+    for name in whole:
+        torch.testing.assert_close(whole[name], micro[name])
+
+
+def test_a_log_line_is_the_mean_over_the_steps_since_the_last(tmp_path):
+    trained(tmp_path / "every", epochs=1, log_every=1)
+    trained(tmp_path / "some", epochs=1, log_every=4)
+    every, some = (read_log(tmp_path / run)[0] for run in ("every", "some"))
+    assert [row["step"] for row in some] == [4, 6] and [row["window"] for row in some] == [4, 2]
+    for row, part in zip(some, (every[:4], every[4:]), strict=True):
+        assert row["loss"] == pytest.approx(sum(x["loss"] for x in part) / len(part)) and row["rows"] == 8
+    assert [row["lr"] for row in some] == [every[3]["lr"], every[5]["lr"]]
+
+
+def test_the_last_step_may_come_early_while_the_schedule_spans_all_epochs(tmp_path):
+    trained(tmp_path / "whole")
+    summary = trained(tmp_path / "short", max_steps=4)
+    whole, short = (logged(tmp_path / run)[0] for run in ("whole", "short"))
+    assert summary["steps"] == 4 and short == whole[:2]
+
+
+def test_something_may_be_done_after_each_optimiser_step(tmp_path):
+    calls = []
+    trained(tmp_path / "run", epochs=1, after_step=lambda: calls.append(1))
+    assert len(calls) == STEPS
+
+
+def test_noise_depends_on_seed_and_step_alone(tmp_path):
+    for run, seed in (("a", 1), ("b", 1), ("c", 2)):
+        torch.manual_seed(ord(run))
+        trained(tmp_path / run, seed=seed)
+    a, b, c = (weights(tmp_path / run) for run in "abc")
+    assert same(a, b) and not same(a, c)
+
+
+def test_compiling_is_for_the_transformers_alone(tmp_path, monkeypatch):
+    """What surrounds them has another shape in every batch: each would be compiled anew."""
+    compiled = []
+    monkeypatch.setattr(nn.Module, "compile", lambda module, **options: compiled.append((type(module), options)))
+    model = Line()
+    model.inside = nn.ModuleList([Transformer(1, 16, 2), Transformer(1, 16, 2)])
+    fit(model, STEPS, batches, toy_config(tmp_path / "run", max_steps=1, compile=True))
+    assert compiled == [(Transformer, {"dynamic": True})] * 2
+
+
+# ------------------------------------------------------------------------------------------- validation
+
+
+def test_validation_follows_each_epoch_and_every_so_many_steps(tmp_path):
+    trained(tmp_path / "run", eval_every=4, validate=lambda model: {"loss": 1.0, "score": 2.0})
+    _, val = read_log(tmp_path / "run")
+    assert [row["step"] for row in val] == [4, 6, 8, 12, 16, 18]
+    assert all(row["val_loss"] == 1.0 and row["val_score"] == 2.0 for row in val)
+
+
+def test_the_weights_of_the_lowest_validation_loss_are_kept(tmp_path):
+    losses, kept = iter((3.0, 1.0, 2.0)), []
+
+    def validate(model):
+        kept.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        return {"loss": next(losses)}
+
+    trained(tmp_path / "run", validate=validate)
+    assert same(weights(tmp_path / "run" / "best"), kept[1])
+    assert same(weights(tmp_path / "run"), kept[2])
+
+
+def test_validation_means_are_of_the_model_without_dropout_which_is_then_trained_on():
+    model = Line()
+    found = [mean_metrics(model, batches(0, 0, 2), resolve_device("cpu")) for _ in range(2)]
+    assert found[0] == found[1] and found[0]["rows"] == 8 and model.training
+
+
+def test_what_a_person_watches_is_printed_under_short_names(tmp_path, capsys):
+    trained(tmp_path / "run", epochs=1, progress={"score": "points"}, validate=lambda model: {"loss": 1.0, "score": 2})
+    assert "epoch 1, validation: points 2.0000" in capsys.readouterr().err
+
+
+# -------------------------------------------------------------------------------- interruption and resume
+
+
+def interrupted_by(error, at: int):
+    """Batches that end in an exception, or send this process a signal, when those of step `at` are asked for."""
+
+    def make(epoch, k):
+        if STEPS * epoch + k == at:
+            if isinstance(error, int):
+                os.kill(os.getpid(), error)
+            else:
+                raise error
+        return batches(epoch, k)
+
+    return make
+
+
+class Killed(BaseException):
+    """Nothing in the loop may catch it, as nothing can catch SIGKILL."""
+
+
+@pytest.mark.parametrize("save_every", (1, 4, 5))
+def test_a_killed_and_resumed_run_equals_an_unbroken_one_bit_for_bit(tmp_path, save_every):
+    trained(tmp_path / "whole", save_every=save_every)
+    with pytest.raises(Killed):
+        trained(tmp_path / "broken", interrupted_by(Killed(), 9), save_every=save_every)
+    step = torch.load(tmp_path / "broken" / "state.pt", weights_only=True)["step"]
+    assert 6 <= step <= 9, "the checkpoint is older than the kill"
+    trained(tmp_path / "broken", save_every=save_every, resume=True)
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "broken"))
+
+
+def test_what_was_logged_after_the_checkpoint_is_logged_once(tmp_path):
+    trained(tmp_path / "whole")
+    with pytest.raises(Killed):
+        trained(tmp_path / "broken", interrupted_by(Killed(), 9))
+    assert read_log(tmp_path / "broken")[0][-1]["step"] == 8, "nothing was logged after the checkpoint"
+    trained(tmp_path / "broken", resume=True)
+    assert logged(tmp_path / "broken") == logged(tmp_path / "whole")
+
+
+def test_resume_keeps_the_lowest_validation_loss(tmp_path):
+    losses = iter((1.0, 2.0, 3.0))
+    with pytest.raises(Killed):
+        trained(tmp_path / "run", interrupted_by(Killed(), 9), validate=lambda model: {"loss": next(losses)})
+    best = weights(tmp_path / "run" / "best")
+    trained(tmp_path / "run", validate=lambda model: {"loss": next(losses)}, resume=True)
+    assert same(weights(tmp_path / "run" / "best"), best)
+
+
+@pytest.mark.parametrize("number", (signal.SIGINT, signal.SIGTERM))
+def test_a_signal_ends_the_step_in_progress_and_leaves_a_checkpoint(tmp_path, number, capsys):
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as stop:
+        trained(tmp_path / "run", interrupted_by(number, 8))
+    assert stop.value.code == 128 + number and signal.getsignal(number) is before
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"interrupted at step 9 of 18; continue with: --run {tmp_path / 'run'} --resume" in message
+    trained(tmp_path / "run", resume=True)
+    trained(tmp_path / "whole")
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "run"))
+
+
+def test_a_loss_that_is_not_finite_stops_before_it_is_saved(tmp_path):
+    with pytest.raises(UserError, match="the loss is .* at step 8; lower --lr .*last checkpoint is intact"):
+        trained(tmp_path / "run", lambda e, k: [Numbers(b.x * (math.inf if e else 1), 8) for b in batches(e, k)])
+    assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["step"] == STEPS
+
+
+def test_a_damaged_checkpoint_or_other_data_is_refused(tmp_path):
+    trained(tmp_path / "run", epochs=1)
+    with pytest.raises(UserError, match="data has changed: 7 steps an epoch, not 6"):
+        fit(Line(), 7, batches, toy_config(tmp_path / "run", resume=True))
+    state = (tmp_path / "run" / "state.pt").read_bytes()
+    for damaged in (state[: len(state) // 2], b"", b"nonsense"):
+        (tmp_path / "run" / "state.pt").write_bytes(damaged)
+        with pytest.raises(UserError, match="state.pt is damaged .*--overwrite"):
+            trained(tmp_path / "run", resume=True)
+
+
+# --------------------------------------------------------------------------------------------- the log
+
+
+def test_the_last_metrics_are_those_asked_for_and_all_of_validation(tmp_path):
+    append_log(tmp_path, step=1, loss=3.0, token_loss=2.0, other=1.0)
+    append_log(tmp_path, step=2, val_loss=4.0, val_score=5.0)
+    found = last_metrics(tmp_path, ("token_loss", "absent"))
+    assert found == {"token_loss": 2.0, "val_loss": 4.0, "val_score": 5.0}
+    append_log(tmp_path, step=3, loss=1.0)
+    assert "token_loss" not in last_metrics(tmp_path, ("token_loss",))
+
+
+def test_a_folder_without_a_log_is_refused(tmp_path):
+    with pytest.raises(UserError, match="log.jsonl: missing"):
+        read_log(tmp_path)
+
+
+def test_a_stopwatch_stands_still_while_it_is_paused(monkeypatch):
+    now = iter(range(0, 100, 10))
+    monkeypatch.setattr("time.perf_counter", lambda: float(next(now)))
+    watch = Stopwatch(5.0)  # began at 0
+    with watch.paused():  # 5 + 10 s, and none until 20
+        pass
+    assert watch.read() == 25.0  # at 30
+
+
+def test_a_checkpoint_holds_the_configuration_it_was_trained_with(tmp_path):
+    trained(tmp_path / "run", epochs=1, lr=0.25)
+    assert read_json(tmp_path / "run" / "config.json")["lr"] == 0.25
+    assert not list((tmp_path / "run").glob("*.tmp"))

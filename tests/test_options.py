@@ -1,0 +1,272 @@
+"""common/options.py: a dataclass as a command line, presets, `--help`, and what a user's mistake looks like."""
+
+import re
+from dataclasses import dataclass, fields, replace
+
+import pytest
+
+from common.options import LoopConfig, Preset, UserError, internal, opt, parse, resumed, run_main
+from config import PRESETS, Config
+
+SOME = {"tiny": Preset("a laptop, a minute", {"n_layer": 2, "lr": 0.01, "final_eval": False})}
+VISIBLE = [f for f in fields(Config) if f.metadata["help"] is not None]
+
+
+def refused(capsys, *argv, cls=Config, presets=SOME) -> str:
+    """The command line is refused with status 2 and one line -> that line."""
+    with pytest.raises(SystemExit) as stop:
+        parse(cls, presets, "about", list(argv))
+    message = capsys.readouterr().err
+    assert stop.value.code == 2 and message.count("\n") == 1
+    return message
+
+
+def help_text(capsys, monkeypatch, *argv, cls=Config, presets=SOME) -> str:
+    monkeypatch.setenv("COLUMNS", "250")
+    with pytest.raises(SystemExit) as stop:
+        parse(cls, presets, "what it does", [*argv, "--help"])
+    assert stop.value.code == 0
+    return capsys.readouterr().out
+
+
+# ---------------------------------------------------------------------------------------------- values
+
+
+def test_no_options_give_the_defaults():
+    assert parse(Config, SOME, "about", []) == (Config(), frozenset())
+
+
+def test_a_preset_changes_its_fields_and_no_other():
+    found, given = parse(Config, SOME, "about", ["--preset", "tiny"])
+    assert found == Config(n_layer=2, lr=0.01, final_eval=False)
+    assert given == frozenset(), "a preset's fields are not set by hand"
+
+
+@pytest.mark.parametrize("argv", ("--preset tiny --lr 0.5", "--lr 0.5 --preset tiny", "--lr=0.5 --preset=tiny"))
+def test_the_command_line_beats_the_preset_in_any_order(argv):
+    found, given = parse(Config, SOME, "about", argv.split())
+    assert (found.lr, found.n_layer, found.n_head) == (0.5, 2, Config.n_head)
+    assert given == {"lr"}
+
+
+def test_an_option_set_to_its_default_still_beats_the_preset():
+    found, given = parse(Config, SOME, "about", ["--preset", "tiny", "--n-layer", str(Config.n_layer)])
+    assert found.n_layer == Config.n_layer and given == {"n_layer"}
+
+
+def test_a_switch_has_a_positive_and_a_negative_form():
+    assert parse(Config, SOME, "about", ["--resume"])[0].resume is True
+    assert parse(Config, SOME, "about", ["--no-final-eval"])[0].final_eval is False
+    assert parse(Config, SOME, "about", ["--preset", "tiny", "--final-eval"])[0].final_eval is True
+
+
+def test_values_get_the_type_of_their_field():
+    found, _ = parse(Config, SOME, "about", ["--epochs", "3", "--lr", "1e-3", "--run", "x", "--difficulty", "4"])
+    assert [type(v) for v in (found.epochs, found.lr, found.run, found.difficulty)] == [int, float, str, int]
+
+
+def test_an_option_of_several_values_takes_them_all():
+    @dataclass
+    class Several:
+        compare: tuple = opt((), "runs")
+        limit: int = opt(0, "number")
+
+    found, _ = parse(Several, {}, "about", ["--compare", "a", "b", "--limit", "3"])
+    assert (list(found.compare), found.limit) == (["a", "b"], 3)
+    assert parse(Several, {}, "about", [])[0].compare == ()
+
+
+# -------------------------------------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    "typed, meant",
+    (
+        ("--batchsize", "--batch-size"),
+        ("--n-layers=3", "--n-layer"),
+        ("--ler", "--lr"),
+        ("--jepa-wieght", "--jepa-weight"),
+        ("--warmup", "--warmup-steps"),  # an abbreviation that works today means another option once one is added
+        ("--batch_size", "--batch-size"),
+    ),
+)
+def test_an_unknown_option_dies_and_names_the_nearest(capsys, typed, meant):
+    assert f"unknown option {typed.split('=')[0]}; did you mean {meant}?" in refused(capsys, typed, "7")
+
+
+@pytest.mark.parametrize("typed, meant", (("--lambda", "--jepa-weight"), ("--learning-rate", "--lr")))
+def test_a_name_that_the_field_uses_leads_to_the_option_whose_help_has_it(capsys, typed, meant):
+    """By its letters alone --lambda was taken for --n-embd."""
+    assert f"did you mean {meant}?" in refused(capsys, typed, "7")
+
+
+def test_an_unknown_option_like_no_other_points_to_help(capsys):
+    assert "unknown option --zzzzzzzz; see --help" in refused(capsys, "--zzzzzzzz")
+
+
+def test_a_value_outside_the_choices_dies_and_names_them(capsys):
+    message = refused(capsys, "--mask", "jeppa")
+    assert all(word in message for word in ("--mask", "jepa", "causal", "none"))
+
+
+@pytest.mark.parametrize(
+    "argv", (("--epochs", "many"), ("--lr",), ("--preset", "huge"), ("--preset",), ("stray",), ("--vocab-size", "9"))
+)
+def test_a_wrong_command_line_names_the_culprit(capsys, argv):
+    assert argv[0].removeprefix("--") in refused(capsys, *argv)
+
+
+@pytest.mark.parametrize(
+    "words", ("--log-every 0", "--n-head 0", "--lr nan", "--lr inf", "--dropout 1.5", "--epochs 0", "--seed -1")
+)
+def test_a_number_out_of_range_is_refused_with_the_range(words, capsys):
+    message = refused(capsys, *words.split(), presets={})
+    assert words in message and "must be at least" in message
+
+
+def test_a_users_mistake_is_one_line_and_status_1():
+    def main():
+        raise UserError("what, where, what next")
+
+    with pytest.raises(SystemExit) as stop:
+        run_main(main)
+    assert stop.value.code == "error: what, where, what next"  # python prints it on stderr and exits with 1
+
+
+def test_ctrl_c_outside_the_training_loop_is_one_word_and_status_130(capsys):
+    def main():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as stop:
+        run_main(main)
+    assert stop.value.code == 130 and capsys.readouterr().err == "interrupted\n"
+
+
+# ------------------------------------------------------------------------------------------------ help
+
+
+def option_lines(shown: str) -> dict[str, str]:
+    """--help -> {option: what stands behind it}, however it is broken into lines."""
+    entries = re.split(r"\n  (?=--)", shown)[1:]
+    found = {}
+    for entry in entries:
+        flags, _, text = " ".join(entry.split("\n\n")[0].split()).partition(" ")
+        found[flags.rstrip(",")] = text
+    return found
+
+
+def test_help_has_every_option_with_its_text_and_default(capsys, monkeypatch):
+    shown = help_text(capsys, monkeypatch)
+    lines = option_lines(shown)
+    assert "what it does" in shown
+    for f in VISIBLE:
+        text, default = " ".join(f.metadata["help"].split()), "none" if f.default == "" else f.default
+        assert text and lines[f"--{f.name.replace('_', '-')}"].endswith(f"{text} [{default}]"), f.name
+    for f in set(fields(Config)) - set(VISIBLE):
+        assert f"--{f.name.replace('_', '-')}" not in shown
+
+
+def test_help_of_a_preset_shows_the_presets_defaults(capsys, monkeypatch):
+    lines = option_lines(help_text(capsys, monkeypatch, "--preset", "quick", presets=PRESETS))
+    for name, value in PRESETS["quick"].values.items():
+        assert lines[f"--{name.replace('_', '-')}"].endswith(f"[{value}]"), name
+    assert lines["--n-layer"].endswith(f"[{Config.n_layer}]"), "what the preset leaves alone keeps its default"
+
+
+def test_help_lists_the_presets_first_and_then_the_options_in_groups(capsys, monkeypatch):
+    shown = help_text(capsys, monkeypatch, presets=PRESETS)
+    groups = [f.metadata["group"] for f in VISIBLE if f.metadata["group"]]
+    presets = [shown.index(f"  {name} ") for name in PRESETS]
+    headings = [re.search(rf"^{group}:$", shown, re.M).start() for group in groups]
+    assert len(groups) > 4 and presets + headings == sorted(presets + headings)
+    assert max(presets) < shown.index("\n  --run ")
+    assert all(preset.about in shown for preset in PRESETS.values())
+
+
+def test_an_option_stands_under_its_groups_heading(capsys, monkeypatch):
+    @dataclass
+    class Grouped:
+        a: int = opt(1, "first", group="numbers")
+        b: int = opt(2, "second")
+        c: str = opt("x", "third", group="texts")
+
+    shown = help_text(capsys, monkeypatch, cls=Grouped, presets={})
+    places = [shown.index(word) for word in ("numbers:", "--a", "--b", "texts:", "--c")]
+    assert places == sorted(places)
+
+
+def test_help_may_contain_a_percent_sign(capsys, monkeypatch):
+    """argparse expands % in help texts: one stray sign and --help is a traceback."""
+
+    @dataclass
+    class Percent:
+        rate: float = opt(0.1, "10% or 100%s")
+
+    assert "10% or 100%s [0.1]" in help_text(capsys, monkeypatch, cls=Percent, presets={})
+
+
+# ------------------------------------------------------------------------------- the declared options
+
+
+def test_defaults_are_among_their_choices():
+    for f in VISIBLE:
+        assert f.metadata["choices"] is None or f.default in f.metadata["choices"], f.name
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_keeps_to_the_fields_types_and_choices_there_are_and_names_its_hardware_and_minutes(name):
+    preset, known = PRESETS[name], {f.name: f for f in VISIBLE}
+    config, _ = parse(Config, PRESETS, "about", ["--preset", name])
+    for key, value in preset.values.items():
+        assert getattr(config, key) == value and type(value) is type(known[key].default), key
+        assert known[key].metadata["choices"] is None or value in known[key].metadata["choices"], key
+    assert "min" in preset.about and any(word in preset.about for word in ("CPU", "GPU", "RTX"))
+
+
+def test_every_training_script_has_the_options_that_all_share():
+    promised = "run data_dir seed device max_steps epochs batch_size lr resume overwrite".split()
+    assert set(promised) <= {f.name for f in VISIBLE}
+    assert {f.name for f in fields(LoopConfig)} <= {f.name for f in fields(Config)}
+
+
+# ---------------------------------------------------------------------------------------------- resume
+
+SAVED = Config(run="out/was", n_layer=3, lr=0.25, epochs=7, vocab_size=640)
+
+
+def resume(words: str, saved=SAVED):
+    return resumed(*parse(Config, PRESETS, "about", ["--resume", *words.split()]), saved)
+
+
+def test_resume_reads_the_command_line_over_the_saved_configuration():
+    found = resume("--run out/is --epochs 9 --log-every 3")
+    assert found == replace(SAVED, run="out/is", epochs=9, log_every=3, resume=True)
+
+
+def test_on_resume_a_preset_changes_nothing():
+    """Its values were in the saved configuration, or they were overruled when the run began."""
+    assert resume("--preset quick --run out/was") == replace(SAVED, resume=True)
+
+
+def test_an_option_repeated_on_resume_is_no_mistake():
+    assert resume("--run out/was --lr 0.25 --n-layer 3") == replace(SAVED, resume=True)
+
+
+@pytest.mark.parametrize("words, what", (("--lr 0.5", "lr = 0.25, not 0.5"), ("--n-layer 6", "n_layer = 3, not 6")))
+def test_what_would_change_the_run_is_refused_even_if_it_is_the_default(words, what):
+    with pytest.raises(UserError, match=what):
+        resume(f"--run out/was {words}")
+
+
+def test_what_resume_may_change_are_options_that_there_are():
+    assert {f.name for f in fields(Config)} >= Config.RESUMABLE
+
+
+def test_an_internal_field_is_not_on_the_command_line(capsys):
+    @dataclass
+    class Hidden:
+        seen: int = opt(0, "seen")
+        filled_in: int = internal(5)
+
+    assert parse(Hidden, {}, "about", [])[0].filled_in == 5
+    assert "unknown option --filled-in" in refused(capsys, "--filled-in", "7", cls=Hidden, presets={})
