@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor
 
-from common.losses import cosine
+from common.losses import cosine, cross_entropy
 from common.transformer import positions_of
 from reasoner.config import ReasonerConfig
 from reasoner.data import Batch
-from reasoner.parts import Tokenized, add_noise, make_trunk, rms_norm, token_accuracy, token_loss
+from reasoner.parts import Tokenized, add_noise, make_trunk, rms_norm, token_accuracy
 
 
 def talker_blocks(config: ReasonerConfig) -> int:
@@ -74,8 +74,8 @@ class Coupled(Tokenized, nn.Module, PyTorchModelHubMixin, library_name="nanojepa
             r, h = self.hidden_states(x, positions_of(x))
         r, h = r.flatten(0, 1), h.flatten(0, 1)  # (B * T, C)
         at, target = batch.targets(config.pretrain_on)
-        loss, metric = token_loss(h[at], self.head.weight, target, batch.loss_denominators[config.pretrain_on])
-        metrics = {"token_loss": metric} | token_accuracy(h[batch.chain_at], self.head.weight, batch)
+        loss = cross_entropy(h[at], self.head.weight, target) / batch.loss_denominators[config.pretrain_on]
+        metrics = {"token_loss": loss.detach()} | token_accuracy(h[batch.chain_at], self.head.weight, batch)
         if self.joint:
             cos = cosine(r[batch.chain_at], self.target(batch.chain_ids))
             jepa_loss = (1 - cos).sum() / batch.loss_denominators["chain"]

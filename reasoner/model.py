@@ -24,12 +24,12 @@ import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor
 
-from common.losses import cosine
+from common.losses import cosine, cross_entropy
 from common.options import UserError
 from common.transformer import Block, init_block_weights, positions_of, rotary_cos_sin
 from reasoner.config import ReasonerConfig
 from reasoner.data import Batch
-from reasoner.parts import Tokenized, add_noise, make_trunk, rms_norm, token_accuracy, token_loss
+from reasoner.parts import Tokenized, add_noise, make_trunk, rms_norm, token_accuracy
 
 TEMPERATURE = 0.07  # of the cross-entropy under --sst-loss hard, where cosines are logits; CLIP's initial value
 
@@ -95,8 +95,8 @@ class Reasoner(Tokenized, nn.Module, PyTorchModelHubMixin, library_name="nanojep
         h = self.hidden_states(self.inputs(batch.tokens)).flatten(0, 1)  # (B * T, C)
         at, target = batch.targets(self.config.pretrain_on)
         denominator = batch.loss_denominators[self.config.pretrain_on]
-        loss, metric = token_loss(h[at], self.embed.weight, target, denominator)
-        return loss, {"token_loss": metric} | token_accuracy(h[batch.chain_at], self.embed.weight, batch)
+        loss = cross_entropy(h[at], self.embed.weight, target) / denominator
+        return loss, {"token_loss": loss.detach()} | token_accuracy(h[batch.chain_at], self.embed.weight, batch)
 
     def self_supervised(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """k (1 - cos) between each predicted latent and the EMA embedding of its token, on chain positions only.
@@ -302,8 +302,9 @@ class Talker(Tokenized, nn.Module, PyTorchModelHubMixin, library_name="nanojepa"
             earlier = F.pad(batch.chain.clamp(min=0)[:, :-1], (1, 0), value=self.tokenizer.ans)  # (B, R)
             h = self.decode(self.embed(earlier), [block.keys_values(h) for block in self.blocks])
         h = h.flatten(0, 1)[batch.latent_at]  # (K, C)
-        loss, metric = token_loss(h, self.head.weight, batch.chain_ids, batch.loss_denominators["chain"])
-        return loss, {"loss": loss.detach(), "token_loss": metric} | token_accuracy(h, self.head.weight, batch)
+        loss = cross_entropy(h, self.head.weight, batch.chain_ids) / batch.loss_denominators["chain"]
+        metrics = {"loss": loss.detach(), "token_loss": loss.detach()}
+        return loss, metrics | token_accuracy(h, self.head.weight, batch)
 
     @torch.no_grad()
     def generate(self, latents: Tensor) -> list[list[int]]:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from common.batching import pad
 from common.checkpoint import PretrainedMixin
-from common.losses import scaled_cross_entropy
 from common.transformer import Transformer
 from reasoner.config import ReasonerConfig
 from reasoner.data import Batch, load_tokenizer
@@ -37,14 +36,6 @@ def make_trunk(config: ReasonerConfig, n_layer: int, ends: bool) -> Transformer:
         n_hidden=config.n_hidden,
         ends=ends,
     )
-
-
-def token_loss(hidden: Tensor, head: Tensor, target: Tensor, denominator: float) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of target (K,) given hidden states (K, C) under head (V, C), summed, over the optimiser step's
-    `denominator` -> (loss, the same without gradient)."""
-    scale = torch.full((len(target),), 1 / denominator, device=hidden.device)
-    loss, nll = scaled_cross_entropy(hidden, head, target, scale)
-    return loss, nll.sum() * scale[0]
 
 
 @torch.no_grad()

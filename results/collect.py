@@ -3,49 +3,66 @@
     python results/collect.py quick out/quick out/quick-seed1 out/quick-seed2
     python results/collect.py reasoner-quick out/reasoner-quick
     python results/collect.py reasoner-quick/coupled out/reasoner-coupled
-    python results/collect.py reasoner-cfg out/reasoner-cfg
-    python results/collect.py reasoner-gsm8k out/reasoner-gsm8k
     python results/collect.py latent-quick out/latent-quick
 
-writes results/quick/: the JSON and figures of the first run, and seeds.json with the mean and standard deviation
-(n - 1) of every figure in summary.json over all of them. Texts of data sets are left out.
+writes results/quick/: the JSON and figures that training and evaluation left in the first run's folder, and seeds.json
+with the mean and standard deviation (n - 1) of every figure in summary.json over all of them. Texts of data sets are
+left out.
 """
 
-import json
+import argparse
 import shutil
 import statistics
 import sys
 from pathlib import Path
 
-KEPT = ("summary.json", "alignment.json", "accuracy.json", "token_loss_curve.png", "jepa_loss_curve.png",
-        "alignment_cosines.png", "alignment_map.png", "alignment_over_training.png",
-        "tree.json", "talker.json", "containment.json", "cfg.json", "noise.png", "trajectory.json", "fewshot.json",
-        "summaries.json", "interpolate.json", "neighbours.json", "cluster.json", "middle.json", "map.png",
-        "loss_curve.png", "chain_*.png")  # fmt: skip
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from common.checkpoint import read_json, write_json
+from common.options import UserError, run_main
+
+RESULTS = Path(__file__).resolve().parent
+OF_THE_CHECKPOINT = ("config.json", "tokenizer.json")  # all other JSON of a run's folder is a result
 PRIVATE = ("examples", "ways", "data_dir")  # somebody else's words, somebody's folder
 
 
-def main():
-    name, *runs = sys.argv[1:] or [""]
-    missing = [run for run in runs if not (Path(run) / "summary.json").is_file()]
-    if not runs or missing:
-        sys.exit(f"error: wants a name and finished runs; no summary.json in {', '.join(missing) or 'nothing'}")
-    folder = Path(__file__).resolve().parent / name
+def public(result: dict) -> dict:
+    """A result without the texts of data sets; "examples" may also be their number."""
+    return {name: value for name, value in result.items() if name not in PRIVATE or isinstance(value, int)}
+
+
+def copy_results(run: Path, folder: Path) -> None:
+    """JSON and figures of a run -> the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    for source in (path for pattern in KEPT for path in sorted(Path(runs[0]).glob(pattern))):
-        if source.suffix == ".png":
-            shutil.copyfile(source, folder / source.name)
-        else:
-            found = json.loads(source.read_text())
-            # "examples" may also be their number
-            found = {k: v for k, v in found.items() if k not in PRIVATE or isinstance(v, int)}
-            (folder / source.name).write_text(json.dumps(found, indent=2) + "\n")
-    if len(runs) > 1:
-        found = [json.loads((Path(run) / "summary.json").read_text()) for run in runs]
-        numbers = {key: [f[key] for f in found] for key, value in found[0].items() if isinstance(value, int | float)}
-        table = {key: {"mean": statistics.mean(v), "std": statistics.stdev(v), "runs": v} for key, v in numbers.items()}
-        (folder / "seeds.json").write_text(json.dumps(table, indent=2) + "\n")
+    for path in sorted(run.glob("*.json")):
+        if path.name not in OF_THE_CHECKPOINT:
+            write_json(folder / path.name, public(read_json(path)))
+    for path in sorted(run.glob("*.png")):
+        shutil.copyfile(path, folder / path.name)
+
+
+def over_seeds(runs: list[Path]) -> dict:
+    """{figure of summary.json: mean, standard deviation and the runs' values}."""
+    found = [read_json(run / "summary.json") for run in runs]
+    numbers = {name: [f[name] for f in found] for name, value in found[0].items() if isinstance(value, int | float)}
+    return {
+        name: {"mean": statistics.mean(values), "std": statistics.stdev(values), "runs": values}
+        for name, values in numbers.items()
+    }
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("name", help="folder below results/")
+    parser.add_argument("runs", type=Path, nargs="+", help="finished runs; more than one: other seeds of the first")
+    args = parser.parse_args(argv)
+    unfinished = [str(run) for run in args.runs if not (run / "summary.json").is_file()]
+    if unfinished:
+        raise UserError(f"no summary.json in {', '.join(unfinished)}: train the run to its end first")
+    copy_results(args.runs[0], RESULTS / args.name)
+    if len(args.runs) > 1:
+        write_json(RESULTS / args.name / "seeds.json", over_seeds(args.runs))
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -6,40 +6,52 @@ python results/draw_mask.py
 import sys
 from pathlib import Path
 
+import torch
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import matplotlib.pyplot as plt
-import torch
-from matplotlib.colors import ListedColormap
-
+from common.options import run_main
+from common.plots import BLUE, ORANGE, figure
 from model import jepa_mask
 
 TOKENS = "Ana has 5 pears . Ben gives her 3 . How many ? [PRED] [ANS] 8 [EOS]".split()
 N_QUESTION = TOKENS.index("[ANS]")
+TITLES = {
+    "jepa": "jepa\ntwo isolated views",
+    "causal": "causal\nthe answer sees the question",
+    "none": "none\n[PRED] sees the answer",
+}
+COLOURS = ("#f4f4f4", "#cccccc", BLUE, ORANGE)  # hidden, seen, seen by [PRED], seen by [PRED] and a leak
 
 
-def main():
-    segment = torch.tensor([[int(i >= N_QUESTION) for i in range(len(TOKENS))]])
-    titles = {"jepa": "jepa: each view causal, isolated", "causal": "causal: the answer sees the question",
-              "none": "none: [PRED] sees the answer"}  # fmt: skip
-    figure, axes = plt.subplots(1, 3, figsize=(11, 4.4), layout="constrained")
-    for axis, (name, title) in zip(axes, titles.items(), strict=True):
-        mask = jepa_mask(segment, name)[0, 0].int()
-        mask[N_QUESTION - 1] *= 2  # [PRED]'s row in its own colour
-        axis.imshow(mask, cmap=ListedColormap(["#f4f4f4", "#0072B2", "#D55E00"]), vmin=0, vmax=2)
-        axis.set_xticks(range(len(TOKENS)), TOKENS, rotation=90, fontsize=7)
-        axis.set_yticks(range(len(TOKENS)), TOKENS, fontsize=7)
-        axis.set_xticks([i - 0.5 for i in range(len(TOKENS))], minor=True)
-        axis.set_yticks([i - 0.5 for i in range(len(TOKENS))], minor=True)
-        axis.grid(which="minor", color="white", linewidth=1)
-        axis.tick_params(which="both", length=0)
-        axis.axhline(N_QUESTION - 0.5, color="black", linewidth=1)
-        axis.axvline(N_QUESTION - 0.5, color="black", linewidth=1)
-        axis.set_title(title, fontsize=10)
-        axis.set_xlabel("attends to", fontsize=9)
-    axes[0].set_ylabel("token", fontsize=9)
-    figure.savefig(Path(__file__).with_name("mask.png"), dpi=130)
+def draw(path: str | Path) -> None:
+    from matplotlib.colors import ListedColormap
+
+    ticks = range(len(TOKENS))
+    segment = torch.tensor([[int(i >= N_QUESTION) for i in ticks]])
+    with figure(path, 1, 3, (8.3, 3.7), sharey=True) as (fig, panels):
+        for axes, (name, title) in zip(panels, TITLES.items(), strict=True):
+            mask = jepa_mask(segment, name)[0, 0].int()  # (T, T)
+            mask[N_QUESTION - 1] *= 2
+            mask[N_QUESTION - 1, N_QUESTION:] *= 3
+            axes.imshow(mask.clamp(max=3), cmap=ListedColormap(COLOURS), vmin=0, vmax=3)
+            axes.grid(visible=False)
+            axes.set_xticks(ticks, TOKENS, rotation=90, fontsize=8)
+            axes.set_yticks(ticks, TOKENS, fontsize=8)
+            axes.set_xticks([i - 0.5 for i in ticks], minor=True)
+            axes.set_yticks([i - 0.5 for i in ticks], minor=True)
+            axes.grid(which="minor", color="white", linewidth=1, alpha=1)
+            axes.tick_params(which="both", length=0)
+            axes.axhline(N_QUESTION - 0.5, color="black", linewidth=1)
+            axes.axvline(N_QUESTION - 0.5, color="black", linewidth=1)
+            axes.set_title(title, fontsize=10)
+            axes.set_xlabel("may attend to")
+        panels[0].set_ylabel("token")
+
+
+def main() -> None:
+    draw(Path(__file__).with_name("mask.png"))
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -56,7 +56,8 @@ class Step:
 
     def value(self, numbers: dict[float, float]) -> float:
         """The combination with other operands: {as written: instead}."""
-        return calculate(self.expression, {p: numbers.get(x, x) for p, x in zip(PLACEHOLDERS, self.operands)})
+        named = zip(PLACEHOLDERS, self.operands, strict=False)
+        return calculate(self.expression, {placeholder: numbers.get(x, x) for placeholder, x in named})
 
 
 def computation_graph(solution: str) -> list[Step]:

@@ -1,0 +1,103 @@
+"""The tables of the root README."""
+
+from dataclasses import replace
+
+from config import PRESETS, Config
+from results.tables import ROOT, get, load, number, plus_minus, table, with_ci
+from train import report
+
+READ = {  # in this order
+    "config.py": "every option, and the presets",
+    "data.py": "questions, answers, the two views; a batch, drawn token by token",
+    "model.py": "the mask, the objective, `NanoJEPA`",
+    "train.py": "`python train.py`: data, model, fit, report",
+    "common/transformer.py": "attention, blocks, rotary positions: what all systems share",
+    "common/loop.py": "`fit`: the training step, log, validation, checkpoint, resume",
+    "common/checkpoint.py": "files that are whole or not there; `from_pretrained`",
+}
+
+
+def percent(value: float) -> str:
+    return number(value, ".1%")
+
+
+def verdicts() -> str:
+    """What was asked, the answer, the control."""
+    quick, leak, space = load("quick/seeds.json"), load("leak.json")["runs"], load("space.json")["runs"]
+    gsm8k, words = "gsm8k-small/accuracy.json", "quick/accuracy.json"
+    no_mask, collapsed = leak["words, none"], load("collapse.json")["runs"]["neither, no decoding"]
+    lines = [
+        [
+            "Can a latent learned by cosine alone carry an answer?",
+            f"**Yes**, in a toy world: {plus_minus(quick['exact_match'], '.1%')} of problems with unseen operands",
+            f"oracle constant {percent(get(words, 'constant_best_on_test'))}",
+        ],
+        [
+            "Is it better than an ordinary language model?",
+            f"**No**: {percent(space['latent']['exact_match_decoded']['mean'])}, same network, data and steps",
+            f"language model {percent(space['language model']['exact_match_decoded']['mean'])}",
+        ],
+        [
+            "Does it solve GSM8K from scratch?",
+            f"**No**: {with_ci(gsm8k, 'exact_match_decoded', '.1%')}",
+            f"oracle constant {percent(get(gsm8k, 'constant_best_on_test'))}",
+        ],
+        [
+            "Is a high cosine understanding?",
+            f"**No**: without the mask {no_mask['forward_cos_own']['mean']:.3f}, and "
+            f"{percent(no_mask['exact_match_decoded']['mean'])} of the answers",
+            f"with it {leak['words, jepa']['forward_cos_own']['mean']:.3f}, and "
+            f"{percent(leak['words, jepa']['exact_match_decoded']['mean'])}",
+        ],
+        [
+            "What keeps latents from collapsing?",
+            "**Decoding each answer from its own latent**, and a stopped gradient",
+            f"with neither: cosine {collapsed['cos_own']['mean']:.3f} to the own answer, "
+            f"{collapsed['cos_other']['mean']:.3f} to another",
+        ],
+        [
+            "[JEPA-Reasoner](reasoner/README.md): is a chain of latents better than tokens?",
+            f"**No**: as good on trees; on GSM8K {percent(holds('out/reasoner-gsm8k'))} of its equations hold",
+            f"the same weights, tokens fed back: {percent(holds('out/reasoner-gsm8k, tokens fed back'))}",
+        ],
+        [
+            "[Latent stack](latent_stack/README.md): does one vector hold a dialogue?",
+            f"**Its topic**, not its names: ROUGE-L {get('latent-quick/summaries.json', 'own.rougeL.mean'):.3f}",
+            f"another text's vector {get('latent-quick/summaries.json', 'shuffled.rougeL.mean'):.3f}",
+        ],
+        [
+            "Is the code fast?",
+            f"**{get('train_speed_cpu.json', 'ours_over.llm_jepa.median'):.1f} times** LLM-JEPA's loop around "
+            "transformers' GPT-2, 45M parameters, CPU",
+            f"{get('train_speed_cpu.json', 'ours_over.language_model.median'):.2f} times our own language model",
+        ],
+    ]
+    return table(["asked", "answer", "control"], lines)
+
+
+def holds(run: str) -> float:
+    """Fraction of the equations in GSM8K chains that are true."""
+    return load("reasoner-gsm8k/trajectory.json")["runs"][run]["arithmetic"]["mean"]
+
+
+def quick_output() -> str:
+    """The last lines of `train.py --preset quick`, as the script itself words them."""
+    config = replace(Config(), **PRESETS["quick"].values)
+    return f"```\n{report(load('quick/summary.json'), config, get('quick/accuracy.json', 'n'))}\n```"
+
+
+def files() -> str:
+    """What to read, with line counts."""
+
+    def lines(name):
+        return len((ROOT / name).read_text(encoding="utf-8").splitlines())
+
+    rows = [[f"[`{name}`]({name})", str(lines(name)), about] for name, about in READ.items()]
+    return table(["file", "lines", ""], rows)
+
+
+TABLES = {
+    "verdicts": verdicts,
+    "quick-output": quick_output,
+    "files": files,
+}

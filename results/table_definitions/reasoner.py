@@ -1,0 +1,284 @@
+"""The tables of reasoner/README.md."""
+
+from collections.abc import Callable
+
+from results.tables import get, interval, number, table, with_ci
+
+TREE, MIXED = "reasoner-quick/tree.json", "runs.out/reasoner-quick.mixed"
+TALKER = "reasoner-quick/talker.json"
+CONTAINMENT = {"trees": "reasoner-quick/containment.json", "GSM8K": "reasoner-gsm8k/containment.json"}
+NOISE = {"1.0M": "reasoner-cfg/cfg.json", "0.58M": "reasoner-cfg-96/cfg.json"}
+ABLATIONS = "reasoner_ablations.json"
+GSM8K, FEWSHOT = "reasoner-gsm8k/trajectory.json", "reasoner-gsm8k/fewshot.json"
+CONSTANT = "gsm8k-small/accuracy.json"
+
+
+def points(file: str, keys: str, form: str = "+.1p") -> str:
+    """A paired difference in percentage points with its interval; empty for the first run itself."""
+    difference = get(file, keys)
+    return with_ci(file, keys, form) if any(difference["ci95"]) else ""
+
+
+# ------------------------------------------------------------------------------------------- first screen
+
+
+def verdicts() -> str:
+    """What was asked, the answer, its control."""
+
+    def route(run: str) -> str:
+        return number(get(TREE, f"runs.out/{run}.route_accuracy"), ".2%")
+
+    def later(model: str, what: str) -> str:
+        return number(get(CONTAINMENT["trees"], f"runs.out/{model}.{what}.mean"), ".1%")
+
+    def noisy(run: str, kind: str, index: int) -> str:
+        return number(get(NOISE["1.0M"], f"runs.out/{run}.{kind}.{index}.token_accuracy.mean"), ".1%")
+
+    def gsm8k(run: str, keys: str, form: str) -> str:
+        return number(get(GSM8K, f"runs.out/{run}.{keys}"), form)
+
+    def words(key: str) -> str:
+        return number(get(TALKER, f"runs.out/reasoner-quick.{key}.share"), ".2%")
+
+    rows = [
+        [
+            "Can a wrong token reach the latent chain?",
+            f"no: the gradient is exactly {get(CONTAINMENT['trees'], 'runs.out/reasoner-quick.gradient'):.0f}",
+            "in the coupled models it is not 0",
+        ],
+        [
+            "Are errors contained, then?",
+            "no: after one wrong latent "
+            f"{later('reasoner-quick', 'after_a_wrong_latent')} of the later tokens are correct",
+            f"after one wrong token {later('reasoner-coupled', 'after_a_wrong_token')} in the coupled Transformer; "
+            f"without intervention {later('reasoner-quick', 'undisturbed')}",
+        ],
+        [
+            "Does it find routes in trees better?",
+            f"no: {route('reasoner-quick')} of routes correct",
+            f"coupled Transformer {route('reasoner-coupled')}, continuous thoughts {route('reasoner-coconut')}, "
+            f"coupled-talker {route('reasoner-coupled-talker')} (significantly better)",
+        ],
+        [
+            "Is it more robust to a noisy prompt?",
+            f"no: {noisy('reasoner-cfg', 'replace', 3)} of tokens correct at 15% of the prompt replaced",
+            f"coupled Transformer {noisy('cfg-coupled', 'replace', 3)}",
+        ],
+        [
+            "… to Gaussian noise on what is fed back?",
+            f"less so: {noisy('reasoner-cfg', 'latent', 4)} at a norm of 0.6",
+            f"coupled Transformer {noisy('cfg-coupled', 'latent', 4)}",
+        ],
+        [
+            "Does it solve GSM8K?",
+            f"no: exact match {gsm8k('reasoner-gsm8k', 'exact_match', '.2%')}",
+            f"best constant answer {number(get(CONSTANT, 'constant_best_on_test'), '.2%')}, "
+            f"coupled {gsm8k('gsm8k-coupled', 'exact_match', '.2%')} "
+            f"and {gsm8k('gsm8k-coupled-talker', 'exact_match', '.2%')}",
+        ],
+        [
+            "Does its chain calculate?",
+            f"no: {gsm8k('reasoner-gsm8k', 'arithmetic.mean', '.0%')} of its equations hold",
+            f"same weights, tokens fed back {gsm8k('reasoner-gsm8k, tokens fed back', 'arithmetic.mean', '.0%')}; "
+            f"coupled {gsm8k('gsm8k-coupled', 'arithmetic.mean', '.0%')} "
+            f"and {gsm8k('gsm8k-coupled-talker', 'arithmetic.mean', '.0%')}",
+        ],
+        [
+            "Does the Talker add anything?",
+            f"no: {words('own')} of routes correct",
+            f"the nearest embedding, without a Talker {words('nearest')}",
+        ],
+    ]
+    return table(["asked", "answer", "control"], rows)
+
+
+# -------------------------------------------------------------------------------------------------- trees
+
+
+def tree() -> str:
+    """Routes: the system, its two controls, the baselines."""
+    names = {
+        "JEPA-Reasoner: latents fed back, put into words by the Talker": "reasoner-quick",
+        "its chain read by the nearest embedding, without a Talker": "reasoner-quick, by the nearest embedding",
+        "the same, and that embedding fed back instead of the latent (control)": "reasoner-quick, tokens fed back",
+        "coupled: an ordinary Transformer, tokens fed back": "reasoner-coupled",
+        "coupled-talker: Reasoner and Talker as one, tokens fed back": "reasoner-coupled-talker",
+        "coconut: three continuous thoughts, then the whole chain in tokens": "reasoner-coconut",
+    }
+    rows = []
+    for label, run in names.items():
+        keys, folder = f"runs.out/{run}", run.removeprefix("reasoner-")
+        file = "reasoner-quick/summary.json" if folder.startswith("quick") else f"reasoner-quick/{folder}/summary.json"
+        parameters = "" if "," in run else f"{get(file, 'n_params'):,}"
+        difference = points(TREE, f"{keys}.less_the_first_run", "+.2p")
+        routes = with_ci(TREE, f"{keys}.route_accuracy", ".2%")
+        rows.append([label, parameters, routes, with_ci(TREE, f"{keys}.by_nodes.9", ".2%"), difference])
+    return table(["", "parameters", "routes correct", "in trees of 9 nodes", "paired difference, points"], rows)
+
+
+def mixing() -> str:
+    """How much of the wrong child a latent holds."""
+    sibling, control = f"{MIXED}.sibling", f"{MIXED}.other node (control)"
+
+    def row(label: str, key: str) -> list[str]:
+        return [label, *(number(get(TREE, f"{keys}.{key}"), ".2%") for keys in (sibling, control))]
+
+    rows = [row("the correct child weighs more", "right_weighs_more"), row("weighs a tenth of it or more", "mixed")]
+    return table(["of all steps", "sibling", "a node that is not the sibling (control)"], rows)
+
+
+def containment() -> str:
+    """One latent or token of the chain made wrong."""
+    models = {
+        ("trees", "JEPA-Reasoner"): "reasoner-quick",
+        ("trees", "coupled"): "reasoner-coupled",
+        ("trees", "coupled-talker"): "reasoner-coupled-talker",
+        ("trees", "coconut"): "reasoner-coconut",
+        ("GSM8K", "JEPA-Reasoner"): "reasoner-gsm8k",
+        ("GSM8K", "coupled"): "gsm8k-coupled",
+        ("GSM8K", "coupled-talker"): "gsm8k-coupled-talker",
+    }
+    rows = []
+    for (data, model), run in models.items():
+        file, keys = CONTAINMENT[data], f"runs.out/{run}"
+        what = "latent" if model == "JEPA-Reasoner" else "token"
+        rows.append(
+            [
+                data,
+                model,
+                "not 0" if get(file, f"{keys}.gradient") else "0",
+                number(get(file, f"{keys}.undisturbed.mean"), ".1%"),
+                f"{what}: {with_ci(file, f'{keys}.after_a_wrong_{what}', '.1%')}",
+                points(file, f"{keys}.less_the_first_run"),
+            ]
+        )
+    header = [
+        "",
+        "",
+        "gradient to a chain token",
+        "later tokens correct",
+        "after one wrong",
+        "paired difference, points",
+    ]
+    return table(header, rows)
+
+
+def talker() -> str:
+    """What the Talker generates from latents that are not this prompt's."""
+    latents = {
+        "matched": "own",
+        "another prompt's: the Talker generates that prompt's route": "other_says_other",
+        "another prompt's: the Talker generates this prompt's route": "other_says_own",
+        "the first one matched, the rest another prompt's: it generates this prompt's route": "first",
+        "Gaussian: a walk down the tree at all": "gauss_valid",
+    }
+    rows = [[label, with_ci(TALKER, f"runs.out/reasoner-quick.{key}", ".2%")] for label, key in latents.items()]
+    return table(["latents", "correct"], rows)
+
+
+# -------------------------------------------------------------------------------------------------- noise
+
+
+def noise() -> str:
+    """A few of the 24 settings: accuracy relative to no noise, in %, and the difference of accuracies, in points."""
+    settings = [
+        ("1.0M", "10% replaced", "replace", 2),
+        ("1.0M", "15% dropped", "drop", 3),
+        ("1.0M", "15% inserted", "insert", 3),
+        ("1.0M", "Gaussian 0.6", "latent", 4),
+        ("0.58M", "15% inserted", "insert", 3),
+        ("0.58M", "Gaussian 0.6", "latent", 4),
+    ]
+    rows = []
+    for size, label, kind, index in settings:
+        file, end = NOISE[size], "" if size == "1.0M" else "-96"
+        names = [f"reasoner-cfg{end}", f"cfg-coupled{end}", "cfg-coconut", f"reasoner-cfg{end}, tokens fed back"]
+        if end:
+            names.remove("cfg-coconut")
+        found = [f"runs.out/{name}.{kind}.{index}" for name in names]
+        cells = [with_ci(file, f"{keys}.normalised", ".1p") for keys in found]
+        if end:
+            cells.insert(2, "not run")
+        rows.append([size, label, *cells, points(file, f"{found[1]}.less_the_first_run")])
+    control = "JEPA-Reasoner, tokens fed back (control)"
+    header = ["size", "noise", "JEPA-Reasoner", "coupled", "coconut", control, "coupled minus JEPA-Reasoner, points"]
+    return table(header, rows)
+
+
+# ---------------------------------------------------------------------------------------------- ablations
+
+
+def ablations() -> str:
+    """Self-supervised training, a choice of its variants."""
+    rows = []
+    for name in ("as the preset", "hard targets", "L2 only", "EMA 0", "k = 1", "rollout 1", "rollout 3"):
+        row = get(ABLATIONS, f"sst.{name}")
+        rows.append(
+            [
+                name,
+                interval(row["route_accuracy"], row["ci95"], ".1%"),
+                f"{row['val_cos_own']:.3f} / {row['val_cos_other']:.3f}",
+                f"{row['free_running']:.1%} / {row['teacher_forced']:.1%}",
+                with_ci(ABLATIONS, f"sst.{name}.mixed.beta_difference", "+.4f"),
+            ]
+        )
+    header = [
+        "self-supervised training",
+        "routes correct, by the nearest embedding",
+        "cos matched / mismatched",
+        "token accuracy, free / true inputs",
+        "weight of the sibling minus that of another node",
+    ]
+    return table(header, rows)
+
+
+# -------------------------------------------------------------------------------------------------- GSM8K
+
+
+def gsm8k() -> str:
+    """Answers and chains on the test questions, in %."""
+    names = {
+        "JEPA-Reasoner": "reasoner-gsm8k",
+        "its chain, nearest embedding": "reasoner-gsm8k, by the nearest embedding",
+        "tokens fed back": "reasoner-gsm8k, tokens fed back",
+        "coupled": "gsm8k-coupled",
+        "coupled-talker": "gsm8k-coupled-talker",
+    }
+    measures = {
+        "exact match": "exact_match",
+        "results of the solution found": "results_found",
+        "the same, in another problem's chain (control)": "another_problems",
+        "steps correct before the first wrong one": "right_from_the_start",
+        "equations that hold": "arithmetic",
+        "answers that are the last equation's result": "follows",
+        "steps correct after a correct one": "after_a_right_step",
+        "steps correct after a wrong one": "after_a_wrong_step",
+    }
+    rows = [
+        [label, *(with_ci(GSM8K, f"runs.out/{run}.{key}", ".2p") for run in names.values())]
+        for label, key in measures.items()
+    ]
+    return table(["", *names], rows)
+
+
+def fewshot() -> str:
+    """Exact match with solved examples before the question, in %."""
+    names = {"JEPA-Reasoner": "reasoner-gsm8k", "coupled": "gsm8k-coupled", "coupled-talker": "gsm8k-coupled-talker"}
+    rows = []
+    for label, run in names.items():
+        cells = [with_ci(FEWSHOT, f"runs.out/{run}.{shown}", ".2p") for shown in (0, 1, 5, 8)]
+        rows.append([label, *cells, points(FEWSHOT, f"runs.out/{run}.8.less_none")])
+    return table(["solved examples", "0", "1", "5", "8", "8 minus 0, paired, points"], rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "reasoner-verdicts": verdicts,
+    "reasoner-tree": tree,
+    "reasoner-mixing": mixing,
+    "reasoner-containment": containment,
+    "reasoner-talker": talker,
+    "reasoner-noise": noise,
+    "reasoner-ablations": ablations,
+    "reasoner-gsm8k": gsm8k,
+    "reasoner-fewshot": fewshot,
+}
