@@ -16,7 +16,7 @@ stands beside another answer's latent, and beside the same model before training
     neighbours_share_answer      do a question's 5 nearest questions (by z_hat) have its answer, its operations?
     neighbours_share_ops         …_chance is the same for any other question
 
-Writes alignment.json and figures into the run's folder; for other data than the run's own, alignment-NAME.json.
+Writes alignment.json and figures into the run's folder; for other data or another split, alignment-NAME.json.
 
 Shapes: N questions, A distinct answers, C width.
 """

@@ -8,7 +8,7 @@ the split. Beside them what no model is needed for: the majority class (always t
 oracle constant (the best one that hindsight could choose on the split itself). An accuracy that does not beat these is
 no result.
 
-Writes accuracy.json and predictions.jsonl into the run's folder; for other data than the run's own, accuracy-NAME.json.
+Writes accuracy.json and predictions.jsonl into the run's folder; for other data or another split, accuracy-NAME.json.
 
 Shapes: B questions, A candidate answers, C width.
 """
@@ -150,9 +150,10 @@ def load_examples(model: NanoJEPA, config: EvalConfig) -> tuple[list[Example], l
 
 
 def output_name(name: str, model: NanoJEPA, config: EvalConfig) -> str:
-    """`accuracy`, or `accuracy-NAME` for a data folder NAME that is not the run's own: that file must stay."""
+    """`accuracy`; for another data folder `accuracy-NAME`, for another split `accuracy-val`: the run's own must stay."""
     other, own = (folder and Path(folder).resolve() for folder in (config.data_dir, model.config.data_dir))
-    return f"{name}-{other.name}" if other and other != own else name
+    name = f"{name}-{other.name}" if other and other != own else name
+    return name if config.split == "test" else f"{name}-{config.split}"
 
 
 def report(result: dict, config: EvalConfig, model: NanoJEPA) -> str:

@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# Everything that wants a GPU, in two goes of under ten minutes each on an H200-class card: the limits of each add up to 570 s.
+# Everything that wants a GPU, in three goes of under ten minutes each on an H200-class card: the limits of each add up to
+# 570 s or less.
 #
 #   DATA=DIR OUT=out/gpu bench/gpu.sh              DIR holds train.jsonl and test.jsonl; without DATA, GSM8K from the Hub
+#   DATA=DIR OUT=out/gpu bench/gpu.sh compile      training with and without --compile; the output layer's cross-entropy
 #   OUT=out/gpu bench/gpu.sh siblings              JEPA-Reasoner with 42M parameters; memory of the latent stack
 #
 # Leaves runs, JSON and the output of each part under $OUT, in order of worth. Not run yet: no GPU was at hand when it was
@@ -17,25 +19,47 @@ part() { # name, seconds it may take, command: a part that fails or overruns mus
   timeout "$2" "${@:3}" >"$OUT/$1.txt" 2>&1 || echo "$1 failed: $(tail -n 1 "$OUT/$1.txt")"
 }
 
-nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv | tee "$OUT/gpu.csv"
-if [ "${1:-}" = siblings ]; then
+main() {
+  # the reference configuration: 25 epochs, in batches of 128
+  part train 160 python train.py "${data[@]}" --batch-size 128 --lr 1.2e-3 --run "$OUT/nanojepa" --overwrite
+  part alignment 30 python eval_alignment.py --run "$OUT/nanojepa"
+  part accuracy 30 python evaluate_accuracy.py --run "$OUT/nanojepa"
+  # peak memory of the preset for 4 GiB
+  part rtx3050 40 python train.py "${data[@]}" --preset rtx3050 --max-steps 60 --no-final-eval --run "$OUT/rtx3050" --overwrite
+  # speed beside the peers, the matrix-product rate, and the scaling table
+  part train_speed 150 python -m bench.train_speed "${data[@]}" --batch-size 128 --steps 24 --rounds 2 \
+    --scale 64 256 --out "$OUT/train_speed_cuda.json"
+  part eval_speed 40 python -m bench.eval_speed --run "$OUT/nanojepa" "${data[@]}" --out "$OUT/eval_speed_cuda.json"
+  # evidence: lambda at 45M parameters, five epochs, three trainings side by side
+  part lambda 120 python results/studies.py lambda-45m "${data[@]}" --seeds 1 --jobs 3 --out "$OUT"
+}
+
+compile() {
+  # the same steps, eager and compiled: examples_per_second in each summary.json, compilation included
+  local steps=(--batch-size 128 --lr 1.2e-3 --max-steps 300 --no-final-eval --overwrite)
+  part eager 60 python train.py "${data[@]}" "${steps[@]}" --run "$OUT/eager"
+  part compiled 120 python train.py "${data[@]}" "${steps[@]}" --compile --run "$OUT/compiled"
+  # in alternation and after warming up: the systems `ours` (compiled) and `eager`
+  part compile_speed 300 python -m bench.train_speed "${data[@]}" --compile --batch-size 128 --steps 24 --rounds 2 \
+    --scale 128 --out "$OUT/compile_speed_cuda.json"
+  part cross_entropy 60 python -m bench.cross_entropy "${data[@]}" --batch-size 128 --out "$OUT/cross_entropy_cuda.json"
+}
+
+siblings() {
   # the 42M Reasoner on trees, 3 of the preset's 10 epochs of pretraining, and what its chains hold
   part memory 60 python -m bench.latent_memory --out "$OUT/latent_memory_cuda.json"
   part tree42m 450 python -m reasoner.train --preset tree-42m --epochs 3 --run "$OUT/tree-42m" --overwrite
   part tree 60 python -m reasoner.evaluate --what tree --run "$OUT/tree-42m"
-  tail -n 12 "$OUT"/*.txt
-  exit
-fi
-# the founding configuration: 25 epochs, in batches of 128
-part train 160 python train.py "${data[@]}" --batch-size 128 --lr 1.2e-3 --run "$OUT/nanojepa" --overwrite
-part alignment 30 python eval_alignment.py --run "$OUT/nanojepa"
-part accuracy 30 python evaluate_accuracy.py --run "$OUT/nanojepa"
-# peak memory of the preset for 4 GiB
-part rtx3050 40 python train.py "${data[@]}" --preset rtx3050 --max-steps 60 --no-final-eval --run "$OUT/rtx3050" --overwrite
-# speed beside the peers, the matrix-product rate, and the scaling table
-part train_speed 150 python -m bench.train_speed "${data[@]}" --batch-size 128 --steps 24 --rounds 2 \
-  --scale 64 256 --out "$OUT/train_speed_cuda.json"
-part eval_speed 40 python -m bench.eval_speed --run "$OUT/nanojepa" "${data[@]}" --out "$OUT/eval_speed_cuda.json"
-# evidence: lambda at 45M parameters, five epochs, three trainings side by side
-part lambda 120 python results/studies.py lambda-45m "${data[@]}" --seeds 1 --jobs 3 --out "$OUT"
+}
+
+go=${1:-main}
+case "$go" in
+main | compile | siblings) ;;
+*)
+  echo "error: bench/gpu.sh $go: one of compile, siblings, or nothing" >&2
+  exit 2
+  ;;
+esac
+nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv | tee "$OUT/gpu.csv"
+"$go"
 tail -n 12 "$OUT"/*.txt

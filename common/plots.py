@@ -14,7 +14,7 @@ from common.loop import read_log
 BLUE, ORANGE, GREEN, PINK, SKY, YELLOW = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"  # Okabe-Ito
 GREY, BLACK = "#999999", "#000000"
 COLOURS = (BLUE, ORANGE, GREEN, PINK, SKY, YELLOW, GREY, BLACK)
-MARKERS = "osD^vPX*"  # told apart without colour, too
+MARKERS = "osD^vPX*"  # legible without colour, too
 STYLE = {"axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True, "legend.fontsize": 8, "axes.titlesize": 11}
 THIN, DOTTED = dict(alpha=0.6, linewidth=1), dict(marker="o", markersize=3)
 

@@ -13,7 +13,9 @@ aside) and test.jsonl. Under --equations the answers hold nothing but equations,
 `--answer-view solution` reads those.
 """
 
+import ast
 import json
+import operator
 import random
 import re
 import sys
@@ -23,14 +25,17 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
+from simpleeval import SimpleEval
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common.checkpoint import atomic
 from common.options import UserError, opt, parse, run_main
-from common.programs import NUMBER, OPERAND, PLACEHOLDERS, calculate, values_of
+from common.programs import NUMBER, OPERAND, OPERATORS, PLACEHOLDERS, values_of
 from common.sources import Example, equations, load_gsm8k, parse_answer
 
 QUANTITY = rf"(?<![\w.,/:-]){NUMBER}(?![\w%/:-]|[.,]\d)"  # not the numbers of 2nd, 5k, 20%, 1/2, 7:30
+ARITHMETIC = OPERATORS | {ast.UAdd: operator.pos, ast.USub: operator.neg}  # annotations have signs, programs none
 TRIES = 30  # draws for one augmentation
 
 
@@ -57,7 +62,8 @@ class Step:
     def value(self, numbers: dict[float, float]) -> float:
         """The combination with other operands: {as written: instead}."""
         named = zip(PLACEHOLDERS, self.operands, strict=False)
-        return calculate(self.expression, {placeholder: numbers.get(x, x) for placeholder, x in named})
+        names = {placeholder: numbers.get(x, x) for placeholder, x in named}
+        return SimpleEval(operators=ARITHMETIC, functions={}, names=names).eval(self.expression)
 
 
 def computation_graph(solution: str) -> list[Step]:

@@ -281,6 +281,7 @@ def test_only_the_runs_own_folder_is_its_own_data(tmp_path, monkeypatch):
     assert output_name("accuracy", here, EvalConfig()) == "accuracy"
     assert output_name("accuracy", here, EvalConfig(data_dir=".")) == "accuracy"
     assert output_name("accuracy", generated, EvalConfig(data_dir=".")) == f"accuracy-{tmp_path.name}"
+    assert output_name("accuracy", generated, EvalConfig(split="val")) == "accuracy-val"
 
 
 @pytest.mark.parametrize("module", (eval_alignment, evaluate_accuracy, main))

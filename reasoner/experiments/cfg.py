@@ -4,7 +4,6 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from common.plots import COLOURS, MARKERS, SKY, figure
@@ -76,41 +75,33 @@ def measure(models: dict, examples: list[Example], config: EvalConfig) -> dict:
 
 
 def curves(result: dict) -> list[tuple]:
-    """Runs -> [(label, rows of each kind, style)]. A colour has one meaning: blue the first run, sky its control.
+    """Runs -> [(label, rows of each kind, colour)]. A colour has one meaning: blue the first run, sky its control.
 
     The reading by the nearest embedding is left out: it coincides with the Talker's, and the JSON has it.
     """
-    shown = [(name, rows) for name, rows in result.items() if not name.endswith("by the nearest embedding")]
-    found, baselines = [], iter(zip(COLOURS[1:4], MARKERS[1:4], strict=True))
-    for i, (name, rows) in enumerate(shown):
-        if name.endswith("tokens fed back"):
-            style = dict(color=SKY, marker=MARKERS[4])
-        else:
-            colour, marker = (COLOURS[0], MARKERS[0]) if i == 0 else next(baselines)
-            style = dict(color=colour, marker=marker)
-        found.append((Path(name).name, rows, style))
-    return found
+    shown = {name: rows for name, rows in result.items() if not name.endswith("by the nearest embedding")}
+    others = iter(COLOURS)
+    colours = [SKY if name.endswith("tokens fed back") else next(others) for name in shown]
+    return [(Path(name).name, rows, colour) for (name, rows), colour in zip(shown.items(), colours, strict=True)]
 
 
 def draw_noise(result: dict, path: str | Path) -> None:
-    """Token accuracy against each kind of noise, a colour a run -> PNG.
-
-    Points of one rate stand side by side, without lines between rates: shifted lines would look like differences.
-    """
+    """Token accuracy against each kind of noise, a line a run, the first on top -> PNG."""
     with figure(path, 2, 2, size=(9, 7.5), sharey=True) as (fig, panels):
-        runs = curves(result)
         for axes, kind in zip(panels.flat, KINDS, strict=True):
-            width = 0.18 * (KINDS[kind][1] - KINDS[kind][0])
-            for i, (name, rows, style) in enumerate(runs):
-                x = [row["rate"] + width * (i - (len(runs) - 1) / 2) for row in rows[kind]]
+            for i, (name, rows, colour) in reversed(list(enumerate(curves(result)))):
+                x = [row["rate"] for row in rows[kind]]
                 y = [row["token_accuracy"]["mean"] for row in rows[kind]]
                 low, high = zip(*(row["token_accuracy"]["ci95"] for row in rows[kind]), strict=True)
-                errors = [np.subtract(y, low), np.subtract(high, y)]
-                axes.errorbar(x, y, errors, label=name, linestyle="", markersize=5, **style)
+                # later runs are wider, hollow and below, so that curves that coincide are all seen
+                style = dict(color=colour, marker=MARKERS[i], markersize=4 + 3 * i, linewidth=1.2 + 1.2 * i)
+                filled = dict() if i == 0 else dict(markerfacecolor="none", markeredgewidth=1.2)
+                axes.plot(x, y, label=name, zorder=3 - 0.1 * i, **style, **filled)
+                axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
             title = "Gaussian noise on what is fed back" if kind == "latent" else f"Prompt tokens: {kind}"
             xlabel = "norm of the noise" if kind == "latent" else "rate (fraction of tokens)"
             axes.set(title=title, xlabel=xlabel, ylim=(0, 1.05))
         for axes in panels[:, 0]:
-            axes.set(ylabel="chain token accuracy (bar: 95%)")
+            axes.set(ylabel="chain token accuracy (band: 95%)")
         handles, labels = axes.get_legend_handles_labels()
-        fig.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=10)
+        fig.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=len(labels), fontsize=10)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from results.tables import get, interval, number, table, with_ci
 
-TREE, MIXED = "reasoner-quick/tree.json", "runs.out/reasoner-quick.mixed"
+TREE = "reasoner-quick/tree.json"
 TALKER = "reasoner-quick/talker.json"
 CONTAINMENT = {"trees": "reasoner-quick/containment.json", "GSM8K": "reasoner-gsm8k/containment.json"}
 NOISE = {"1.0M": "reasoner-cfg/cfg.json", "0.58M": "reasoner-cfg-96/cfg.json"}
@@ -116,17 +116,6 @@ def tree() -> str:
     return table(["", "parameters", "routes correct", "in trees of 9 nodes", "paired difference, points"], rows)
 
 
-def mixing() -> str:
-    """How much of the wrong child a latent holds."""
-    sibling, control = f"{MIXED}.sibling", f"{MIXED}.other node (control)"
-
-    def row(label: str, key: str) -> list[str]:
-        return [label, *(number(get(TREE, f"{keys}.{key}"), ".2%") for keys in (sibling, control))]
-
-    rows = [row("the correct child weighs more", "right_weighs_more"), row("weighs a tenth of it or more", "mixed")]
-    return table(["of all steps", "sibling", "a node that is not the sibling (control)"], rows)
-
-
 def containment() -> str:
     """One latent or token of the chain made wrong."""
     models = {
@@ -211,7 +200,7 @@ def noise() -> str:
 def ablations() -> str:
     """Self-supervised training, a choice of its variants."""
     rows = []
-    for name in ("as the preset", "hard targets", "L2 only", "EMA 0", "k = 1", "rollout 1", "rollout 3"):
+    for name in ("as the preset", "hard targets", "L2 only", "EMA 0", "rollout 1", "rollout 3"):
         row = get(ABLATIONS, f"sst.{name}")
         rows.append(
             [
@@ -274,7 +263,6 @@ def fewshot() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "reasoner-verdicts": verdicts,
     "reasoner-tree": tree,
-    "reasoner-mixing": mixing,
     "reasoner-containment": containment,
     "reasoner-talker": talker,
     "reasoner-noise": noise,
