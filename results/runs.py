@@ -15,16 +15,17 @@ from common.options import UserError
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def folder_of(out, name, *made_of):
+def folder_of(out: Path, name: str, *made_of) -> Path:
     """Folder of a variant: its name, and a hash of all that it is made of, so that another preset is another run."""
     return out / f"{name}-{hashlib.sha256(' '.join(map(str, made_of)).encode()).hexdigest()[:8]}"
 
 
-def slug(name):
+def slug(name: str) -> str:
+    """'RMS only' -> 'RMS-only', for the name of a folder."""
     return "-".join(re.findall(r"[a-zA-Z0-9.]+", name))
 
 
-def train_once(summary, module, words, threads=None):
+def train_once(summary: Path, module: str, words: list[str], threads: int | None = None) -> None:
     """`python -m MODULE WORDS`, printed as it starts, unless its `summary` file is there."""
     if summary.is_file():
         return

@@ -1,6 +1,7 @@
 """What all tests share: one thread, no network, the repository on the import path, real data, one trained run."""
 
 import os
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -67,3 +68,9 @@ def trained(tmp_path_factory) -> SimpleNamespace:
 
     run = tmp_path_factory.mktemp("trained") / "whole"
     return SimpleNamespace(run=run, **vars(call(train, *TINY, "--run", run)))
+
+
+@pytest.fixture
+def run(trained, tmp_path) -> Path:
+    """A copy of the trained run, to be changed."""
+    return shutil.copytree(trained.run, tmp_path / "run")

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,12 +24,6 @@ from config import EvalConfig
 from eval_alignment import Latents, alignment, effective_rank, geometry, measure, neighbours, untrained
 from evaluate_accuracy import accuracy, by_length, constants, exact_match, final_answer, output_name
 from model import NanoJEPA, load_run
-
-
-@pytest.fixture
-def run(trained, tmp_path) -> Path:
-    """A copy of the trained run, to be evaluated."""
-    return shutil.copytree(trained.run, tmp_path / "run")
 
 
 def files(run: Path) -> set[str]:

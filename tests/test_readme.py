@@ -67,8 +67,8 @@ def shrunk(words: list[str], run, folder) -> list:
 
 
 @pytest.mark.parametrize("words", [c for c in commands("README.md") if c[0] in SCRIPTS], ids=" ".join)
-def test_every_command_of_the_readme_runs(words, trained, tmp_path):
-    call(SCRIPTS[words[0]], *shrunk(words, trained.run, tmp_path))
+def test_every_command_of_the_readme_runs(words, run, tmp_path):
+    call(SCRIPTS[words[0]], *shrunk(words, run, tmp_path))
 
 
 @pytest.mark.parametrize("readme", READMES[:4])

@@ -9,6 +9,7 @@ import torch
 from helpers import ROOT, call
 from tiny import PROBLEMS, tiny_model
 
+import data
 from common.sources import Example, load_gsm8k
 from results import collect, figures, resample_numbers, similar_questions, studies, study_runs
 
@@ -34,20 +35,25 @@ def test_runs_of_a_study_differ_and_the_same_options_are_the_same_run():
     assert study_runs.folder_of(every[0], 1) != study_runs.folder_of(every[0], 2)
 
 
-def trained_in_process(options, seed, args):
-    """study_runs.train without a process for each run."""
+def train_in_process(every, args):
+    """study_runs.train_all without a process for each run."""
     import train
 
-    words, config = study_runs.command(options, seed, args)
-    if not study_runs.is_trained(study_runs.folder_of(options, seed), config):
-        print("python train.py", *words)
-        call(train, *words)
+    for options in every:
+        for seed in args.seeds:
+            words, config = study_runs.command(options, seed, args)
+            if not study_runs.is_trained(study_runs.folder_of(options, seed), config):
+                print("python train.py", *words)
+                call(train, *words)
 
 
+@pytest.mark.slow
 def test_a_study_trains_measures_and_draws_and_does_not_train_twice(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(study_runs, "RUNS", tmp_path / "runs")
-    monkeypatch.setattr(study_runs, "train", trained_in_process)
+    monkeypatch.setattr(studies, "train_all", train_in_process)
     monkeypatch.setattr(similar_questions, "N_FIT", 60)
+    monkeypatch.setattr(data, "N_TEST", 80)
+    monkeypatch.setattr(data, "N_VAL", 30)
     lam = {f"words, {x}": f"{TINY} --jepa-weight {x}" for x in ("0", "4")}
     runs = {
         "lambda": lam,
@@ -66,7 +72,7 @@ def test_a_study_trains_measures_and_draws_and_does_not_train_twice(tmp_path, mo
     row = json.loads((tmp_path / "lambda.json").read_text())["runs"]["words, 4"]
     assert len(row["cos_own"]["values"]) == 2 and row["options"] == lam["words, 4"]
     assert row["cos_own"]["mean"] == pytest.approx(sum(row["cos_own"]["values"]) / 2)
-    assert row["forward_n"]["mean"] == 1000 and row["flops_per_example"]["mean"] > 0
+    assert row["forward_n"]["mean"] == 80 and row["flops_per_example"]["mean"] > 0
     curve = json.loads((tmp_path / "space.json").read_text())["runs"]["latent"]["curve"]
     assert [p["examples"] for p in curve] == [48, 96] and len(curve[0]["exact_match"]) == 2
     similar = json.loads((tmp_path / "similar.json").read_text())["runs"]
@@ -177,38 +183,46 @@ def test_results_stay_positive_and_whole():
     assert len({e.question for e in found if e}) > 3
 
 
-def rows(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def test_the_script_writes_the_questions_then_the_others_and_the_same_validation(tmp_path):
-    data, words = tmp_path / "data", {"question": CLIPS.question, "answer": CLIPS.solution}
-    data.mkdir()
+@pytest.fixture
+def small_gsm8k(tmp_path):
+    """A folder in GSM8K's format: ten questions to train on, two to test."""
+    folder = tmp_path / "data"
+    folder.mkdir()
     for split, n in (("train", 10), ("test", 2)):
-        lines = [words | {"question": f"{words['question']} {'I' * i}"} for i in range(n)]
-        (data / f"{split}.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines), encoding="utf-8")
+        lines = [{"question": f"{CLIPS.question} {'I' * i}", "answer": CLIPS.solution} for i in range(n)]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines), encoding="utf-8")
+    return folder
+
+
+def test_the_script_writes_the_questions_then_the_others_and_the_same_validation(tmp_path, small_gsm8k):
     for out, option in (("plain", "--no-equations"), ("equations", "--equations")):
-        done = call(resample_numbers, "--data-dir", data, "--out", tmp_path / out, "--times", 2, option)
+        done = call(resample_numbers, "--data-dir", small_gsm8k, "--out", tmp_path / out, "--times", 2, option)
         assert "of 8 of 8 training questions" in done.stdout
     before, plain, only = (load_gsm8k(str(tmp_path / name)) for name in ("data", "plain", "equations"))
     assert plain["train"][:8] == before["train"] and len(plain["train"]) > 8
     assert (plain["val"], plain["test"]) == (before["val"], before["test"])
     assert [(e.question, e.answer) for e in only["train"]] == [(e.question, e.answer) for e in plain["train"]]
     assert only["train"][0].solution == "48+24=72 #### 72"
-    again = call(resample_numbers, "--data-dir", data, "--out", data, check=False)
-    assert again.returncode == 1 and "the folder that is read" in again.stderr and len(rows(data / "train.jsonl")) == 10
 
 
-def test_a_study_writes_the_data_that_its_run_reads(tmp_path, monkeypatch, gsm8k):
+def test_the_folder_that_is_read_is_not_written(small_gsm8k):
+    before = (small_gsm8k / "train.jsonl").read_bytes()
+    refused = call(resample_numbers, "--data-dir", small_gsm8k, "--out", small_gsm8k, check=False)
+    assert refused.returncode == 1 and "the folder that is read" in refused.stderr
+    assert (small_gsm8k / "train.jsonl").read_bytes() == before
+
+
+def test_a_study_writes_the_data_that_its_run_reads(tmp_path, monkeypatch, small_gsm8k, capsys):
     monkeypatch.setattr(study_runs, "RUNS", tmp_path)
-    monkeypatch.setattr(resample_numbers, "TRIES", 1)
-    args = SimpleNamespace(**vars(ARGS) | {"data_dir": str(gsm8k)})
+    args = SimpleNamespace(**vars(ARGS) | {"data_dir": str(small_gsm8k)})
     options = study_runs.FROM_SCRATCH["latent, variants"]
-    study_runs.resample(options, args)
+    for _ in range(2):
+        study_runs.resample(options, args)
+    assert capsys.readouterr().out.count("python results/resample_numbers.py") == 1
     _, config = study_runs.command(options, 1, args)
     assert config.data_dir == str(tmp_path / "resampled-4")
     splits = study_runs.splits_of(options, config, args)
-    assert len(splits["train"]) > 10_000 and len(splits["val"]) == 500 and len(splits["test"]) == 1319
+    assert len(splits["train"]) > 30 and len(splits["val"]) == len(splits["test"]) == 2
 
 
 # ------------------------------------------------------------------------------------------- collect

@@ -23,12 +23,6 @@ from model import load_run
 SHORT = [*TINY, "--epochs", "1", "--n-train", "96", "--no-final-eval"]  # 6 steps
 
 
-@pytest.fixture
-def run(trained, tmp_path) -> Path:
-    """A copy of the trained run, to be changed."""
-    return shutil.copytree(trained.run, tmp_path / "run")
-
-
 def files(run: Path) -> set[str]:
     return {path.name for path in run.iterdir()}
 
