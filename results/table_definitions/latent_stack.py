@@ -1,0 +1,167 @@
+"""The tables of latent_stack/README.md."""
+
+from results.tables import get, interval, load, number, table, with_ci
+
+QUICK, PARAPHRASE = "latent-quick/summaries.json", "latent-paraphrase/summaries.json"
+SETTINGS = {
+    "base": "base: LoRA on the language model, bag of words, 256-d idea, mean pooling, MLP of 2 layers",
+    "no middle model": "no middle model",
+    "residual middle model": "residual middle model",
+    "4 layers in the middle": "MLP of 4 layers",
+    "residual, 4 layers": "residual middle model of 4 layers",
+    "frozen language model": "frozen language model",
+    "no bag of words": "no bag-of-words loss",
+    "attention pooling": "attention pooling",
+    "first token and MLP": "first token and an MLP as pooling",
+    "512-d idea": "512-d idea",
+    "phase 2": "`phase2`: attention pooling, 512-d idea, MLP of 4 layers, LoRA on the encoder, too",
+}
+
+
+def kinds(third: str) -> dict[str, str]:
+    """What is generated from, and the controls."""
+    return {
+        "own": "generated from the matched idea",
+        "shuffled": "from a mismatched idea, another text's (control)",
+        "zero": "from a prefix of zeros (control)",
+        "lead3": f"{third}, no model",
+        "full_text": "the language model, prompted with the whole text",
+    }
+
+
+def points(difference: dict, digits: str = "+.4f") -> str:
+    """{"mean", "ci95"} of a paired difference with its signs."""
+    return interval(difference["mean"], difference["ci95"], digits)
+
+
+def verdicts() -> str:
+    settings = load("latent_settings.json")["settings"]
+    nats = {name: number(run["val_loss_difference"]["mean"]) for name, run in settings.items()}
+    rows = [
+        [
+            "Does one vector carry a dialogue's topic?",
+            f"**yes**: ROUGE-L {with_ci(QUICK, 'own.rougeL')}",
+            f"another text's vector {with_ci(QUICK, 'shuffled.rougeL')}",
+        ],
+        [
+            "Its names?",
+            f"**no**: {number(get(QUICK, 'own.recall_names.mean'), '.1%')} of them are generated",
+            f"another text's vector {number(get(QUICK, 'shuffled.recall_names.mean'), '.1%')}",
+        ],
+        [
+            "Are these usable summaries?",
+            f"**no**: ROUGE-L {number(get(QUICK, 'own.rougeL.mean'))}",
+            f"the first three lines, no model: {number(get(QUICK, 'lead3.rougeL.mean'))}",
+        ],
+        [
+            "Does a middle model help?",
+            f"**no**: with 2 layers the idea saves {nats['base']} nats a token, with 4 "
+            f"{nats['4 layers in the middle']}",
+            f"without one {nats['no middle model']}",
+        ],
+        [
+            "And in a small world of names and things?",
+            f"**yes**: ROUGE-L {number(get(PARAPHRASE, 'own.rougeL.mean'))} to another wording",
+            f"another text's vector {number(get(PARAPHRASE, 'shuffled.rougeL.mean'))}",
+        ],
+    ]
+    return table(["asked", "answer", "control"], rows)
+
+
+def summaries() -> str:
+    rows = []
+    for kind, label in kinds("the first three lines").items():
+        cells = [number(get(QUICK, f"{kind}.{name}.mean")) for name in ("rouge1", "rouge2")]
+        cells += [with_ci(QUICK, f"{kind}.rougeL")]
+        cells += [with_ci(QUICK, f"{kind}.recall_{name}", ".1%") for name in ("names", "words")]
+        rows.append([label, *cells])
+    return table(["", "ROUGE-1", "ROUGE-2", "ROUGE-L", "names generated", "other words generated"], rows)
+
+
+def cross_entropies() -> str:
+    files = ("latent-quick/summary.json", "latent-paraphrase/summary.json")
+    rows = [
+        [label, *(number(get(file, key)) for file in files)]
+        for label, key in (
+            ("given the matched idea", "val_loss"),
+            ("given a mismatched idea (control)", "val_loss_shuffled"),
+        )
+    ]
+    return table(["cross-entropy, validation, nats per token", "dialogues", "paraphrases"], rows)
+
+
+def clusters() -> str:
+    rows = [[", ".join(c["typical"]), c["centroid"]] for c in get("latent-quick/cluster.json", "clusters")]
+    return table(["typical words of the cluster's summaries", "generated from its centroid"], rows)
+
+
+def interpolate() -> str:
+    rows = []
+    found = get("latent-quick/interpolate.json", "rougeL_less_third")
+    for step, (first, last) in enumerate(zip(found["first"], found["last"], strict=True)):
+        rows.append([f"{step / (len(found['first']) - 1):g}", points(first), points(last)])
+    return table(["of the way", "to the first text − to a third", "to the last − to a third"], rows)
+
+
+def middle() -> str:
+    labels = {"trained": "the trained MLP", "identity": "nothing", "random": "an untrained MLP"}
+    rows = [[label, with_ci("latent-quick/middle.json", f"{name}.rougeL")] for name, label in labels.items()]
+    return table(["between z_in and z_out", "ROUGE-L"], rows)
+
+
+def paraphrases() -> str:
+    rows = []
+    for kind, label in kinds("the first three sentences").items():
+        rows.append(
+            [label, *(with_ci(PARAPHRASE, f"{kind}.{name}") for name in ("rougeL", "bleu", "meteor_no_synonyms"))]
+        )
+    return table(["", "ROUGE-L", "BLEU", "METEOR, without synonyms"], rows)
+
+
+def settings() -> str:
+    rows = []
+    found = load("latent_settings.json")["settings"]
+    for name, label in SETTINGS.items():
+        run = found[name]
+        delta = points(run["val_loss_difference_less_the_first"], "+.3f") if name != "base" else ""
+        rows.append([label, number(run["val_loss"]), points(run["val_loss_difference"], "+.3f"), delta])
+    header = ["trained with", "validation loss", "mismatched − matched idea, nats per token", "the same, delta to base"]
+    return table(header, rows)
+
+
+def neighbours() -> str:
+    labels = {
+        "encoder, mean of states": "encoder, mean of hidden states",
+        "encoder, standardised": "the same, standardised by the training texts",
+        "z_in, untrained": "z_in of an untrained compression (control)",
+        "z_in": "z_in",
+        "z_out": "z_out",
+    }
+    found, rows = load("latent-quick/neighbours.json"), []
+    for name, label in labels.items():
+        cells = (found[f"{name}, {side}"] for side in ("input", "target"))
+        rows.append([label, *(interval(cell["spearman"], cell["ci95"]) for cell in cells)])
+    return table(["rank correlation of cosines with word overlap", "of the inputs", "of the targets"], rows)
+
+
+def memory() -> str:
+    rows = []
+    for name, found in load("latent_memory_cpu.json")["presets"].items():
+        rows.append(
+            [f"`{name}`", number(found["peak_gib"], ".2f"), number(found["half_precision_estimate_gib"], ".2f")]
+        )
+    return table(["8 texts of 256 tokens", "peak in fp32, GiB", "half precision, estimate, GiB"], rows)
+
+
+TABLES = {
+    "latent-verdicts": verdicts,
+    "latent-summaries": summaries,
+    "latent-cross-entropy": cross_entropies,
+    "latent-clusters": clusters,
+    "latent-interpolate": interpolate,
+    "latent-middle": middle,
+    "latent-paraphrases": paraphrases,
+    "latent-settings": settings,
+    "latent-neighbours": neighbours,
+    "latent-memory": memory,
+}
