@@ -150,7 +150,7 @@ def load_examples(model: NanoJEPA, config: EvalConfig) -> tuple[list[Example], l
 
 
 def output_name(name: str, model: NanoJEPA, config: EvalConfig) -> str:
-    """`accuracy`; for another data folder `accuracy-NAME`, for another split `accuracy-val`: the run's own must stay."""
+    """`accuracy`; `accuracy-NAME` for another data folder, `accuracy-val` for another split: the first must stay."""
     other, own = (folder and Path(folder).resolve() for folder in (config.data_dir, model.config.data_dir))
     name = f"{name}-{other.name}" if other and other != own else name
     return name if config.split == "test" else f"{name}-{config.split}"

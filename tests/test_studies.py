@@ -233,7 +233,7 @@ def test_collecting_copies_results_and_figures_without_texts_and_averages_over_s
     for seed, score in (("a", 0.5), ("b", 0.7)):
         run = tmp_path / seed
         run.mkdir()
-        values = {"exact_match": score, "data_dir": "/home/somebody", "device": "cpu"}
+        values = {"exact_match": score, "data_dir": "somebody/data", "device": "cpu"}
         for name in ("summary.json", "config.json"):
             (run / name).write_text(json.dumps(values))
         (run / "any.json").write_text(json.dumps({"examples": ["a text"], "x": 1}))
