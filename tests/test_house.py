@@ -240,3 +240,12 @@ def test_every_option_is_read_somewhere(module):
     parts = SYSTEMS if layer(module) == "common" else (layer(module),)
     read = read_from_configurations(("common", *parts))
     assert not [f"{cls}.{name}" for cls, name in options(module) if name not in read]
+
+
+def test_requirements_and_the_extras_of_pyproject_name_the_same_packages():
+    """Two lists drift apart: requirements.txt is all of pyproject's, in the same ranges."""
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has no tomllib")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = [name for group in project["optional-dependencies"].values() for name in group]
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    assert {line.split("#")[0].strip() for line in lines} == {*project["dependencies"], *extras}
