@@ -19,7 +19,7 @@ class Config(LoopConfig):
 
     dataset: str = opt("gsm8k", "questions and answers from", ("gsm8k", "wordproblems"), group="data")
     data_dir: str = opt("", "read DIR/train.jsonl, DIR/test.jsonl (and DIR/val.jsonl) in GSM8K's format, not the Hub")
-    difficulty: int = opt(1, "word problems: 1 one step, 2 to 999, 3 two steps, 4 with distractors", (1, 2, 3, 4))
+    difficulty: int = opt(1, "word problems: 1 one step, 2 numbers to 999, 3 two steps, 4 distractors", (1, 2, 3, 4))
     n_train: int = opt(50_000, "word problems: training problems generated", low=1)
     answer_view: str = opt(
         "answer",
@@ -112,7 +112,7 @@ PRESETS = {
     ),
     # The reference configuration on small cards. Minutes are estimates from FLOPs, not measurements.
     "rtx3050": Preset(
-        "RTX 3050 (4 GiB), about 15 min (estimate): the defaults in two micro-batches; the defaults' figures",
+        "RTX 3050 (4 GiB), about 15 min (estimate): the defaults in two micro-batches; not measured yet",
         dict(run="out/rtx3050", grad_accum=2),
     ),
     "rtx3060": Preset(

@@ -123,6 +123,8 @@ def compute_latents(model: NanoJEPA, examples: list[Example], answers=(), batch_
     batches = by_length(model, [e.question for e in examples], batch_size)
     kept = [examples[i] for batch in batches for i in batch]
     answers = sorted({e.answer for e in kept} | set(answers or ()))
+    if not kept:
+        raise UserError(f"none of these {len(examples)} questions fits the context of {model.config.block_size} tokens")
     if len(answers) < 2:
         raise UserError(
             f"alignment needs two different answers or more; these {len(kept)} questions have {len(answers)}"

@@ -81,6 +81,9 @@ class NanoJEPA(
         if config.target == "ema":
             self.target = nn.ModuleDict({"embed": copy.deepcopy(self.embed), "trunk": copy.deepcopy(self.trunk)})
             self.target.requires_grad_(False)
+            for module in self.target.modules():
+                if isinstance(module, nn.Dropout):
+                    module.p = 0.0  # a target is what `encode` gives: no noise
 
     # ---- training
 

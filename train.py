@@ -198,9 +198,10 @@ def main(argv: list[str] | None = None) -> None:
         plot(run)
         summary = {"n_params": model.n_params(), **summary, **last_metrics(run, ("token_loss", "jepa_loss"))}
         summary |= {"device": device.why, "torch": torch.__version__}
+        write_json(run / "summary.json", summary)
         if config.final_eval:
             summary |= final_evaluation(model, splits)
-        write_json(run / "summary.json", summary)
+            write_json(run / "summary.json", summary)
         say("\n" + report(summary, config, len(splits["test"])))
     distributed.close()
 

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -64,17 +65,19 @@ def read_json(path: str | Path) -> dict:
 # ----------------------------------------------------------------------------------------- run folders
 
 
-def clear_run(folder: str | Path, keep: tuple = ()) -> None:
-    """Remove what an earlier run left in its folder: files of the kinds that runs write, and checkpoints inside.
+def clear_run(folder: str | Path, checkpoints: Iterable[str] = ("best",)) -> None:
+    """Remove what an earlier run left in its folder: files of the kinds that runs write, and its checkpoints inside.
 
-    `keep` names folders that stay. Called when all else is ready, so that a mistake costs nothing.
+    Other folders stay: they may be runs of their own. Called when all else is ready, so that a mistake costs nothing.
     """
     folder = Path(folder)
     (folder / "log.jsonl").unlink(missing_ok=True)  # also of a run that ended before its first checkpoint
-    for path in folder.iterdir() if (folder / "config.json").is_file() else ():
-        if path.is_dir() and path.name not in keep and (path / "config.json").is_file():
-            shutil.rmtree(path)
-        elif path.is_file() and path.suffix in RUN_FILES:
+    if not (folder / "config.json").is_file():
+        return
+    for name in checkpoints:
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for path in folder.iterdir():
+        if path.is_file() and path.suffix in RUN_FILES:
             path.unlink()
 
 
@@ -139,8 +142,7 @@ def save_model(model, config, folder: str | Path) -> None:
 
 def weights_hash(folder: str | Path) -> str:
     """Fingerprint of a checkpoint's weights."""
-    with open(Path(folder) / "model.safetensors", "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    return hashlib.sha256((Path(folder) / "model.safetensors").read_bytes()).hexdigest()[:16]
 
 
 class PretrainedMixin:

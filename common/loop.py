@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from common.checkpoint import atomic, save_model
 from common.device import Device, Distributed, keep_freed_memory, resolve_device
-from common.options import LoopConfig, UserError
+from common.options import LoopConfig, UserError, program
 from common.transformer import Transformer
 
 # ----------------------------------------------------------------------------- schedule and optimiser
@@ -291,7 +291,7 @@ def stop_interrupted(monitor: Monitor, total: int, signals: list[int], resume_op
     """After the checkpoint: print how to continue, as the last line, and leave as the signal would have it."""
     monitor.bar.close()
     if monitor.distributed.main:
-        message = f"interrupted at step {monitor.state.step} of {total}; continue with: {resume_options}"
+        message = f"interrupted at step {monitor.state.step} of {total}; continue with: {program()} {resume_options}"
         print(message, file=sys.stderr)
     sys.exit(128 + (signals or [signal.SIGTERM])[0])
 

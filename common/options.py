@@ -9,6 +9,7 @@ Precedence, weakest first: the dataclass, the preset (under --resume: the saved 
 
 import argparse
 import difflib
+import math
 import re
 import sys
 from dataclasses import dataclass, field, fields, replace
@@ -47,7 +48,7 @@ class LoopConfig:
 
     run: str = opt("out/run", "folder of the run: configuration, weights, logs, curves", group="run")
     resume: bool = opt(False, "continue the run in --run where it stopped, bit for bit on a CPU")
-    overwrite: bool = opt(False, "start afresh in a folder that already holds a run")
+    overwrite: bool = opt(False, "start afresh in a folder that holds a run: its .json, .jsonl, .png and weights go")
     seed: int = opt(1337, "seed of the initialisation, the batch order and dropout", low=0)
 
     epochs: int = opt(25, "passes over the training set", low=1, group="schedule")
@@ -100,7 +101,8 @@ def closest_option(word: str, help_of: dict[str, str]) -> str:
     return flag(near[0]) if near else ""
 
 
-def _program() -> str:
+def program() -> str:
+    """The running script as a user calls it."""
     module = getattr(sys.modules["__main__"], "__spec__", None)  # python -m NAME
     return f"python -m {module.name}" if module else f"python {Path(sys.argv[0]).name}"
 
@@ -141,9 +143,10 @@ def _add_options(parser: argparse.ArgumentParser, defaults) -> dict[str, str]:
 
 def _check_range(f, value, parser) -> None:
     low, below = f.metadata.get("low"), f.metadata.get("below")
-    wanted = [f"at least {low}"] * (low is not None) + [f"less than {below}"] * (below is not None)
+    below_text = [] if below is None else ["finite" if math.isinf(below) else f"less than {below}"]
+    bounds = [f"at least {low}"] * (low is not None) + below_text
     if (low is not None and not value >= low) or (below is not None and not value < below):
-        parser.error(f"{flag(f.name)} {value}: must be {' and '.join(wanted)}")
+        parser.error(f"{flag(f.name)} {value}: must be {' and '.join(bounds)}")
 
 
 def parse(cls, presets: dict[str, Preset], description: str, argv: list[str] | None = None):
@@ -155,7 +158,7 @@ def parse(cls, presets: dict[str, Preset], description: str, argv: list[str] | N
     defaults = replace(cls(), **(presets[preset].values if preset else {}))
     listing = "\n".join(f"  {name:<14}{p.about}" for name, p in presets.items())
     parser = _Parser(
-        prog=_program(),
+        prog=program(),
         usage="%(prog)s [--preset NAME] [--option VALUE …]" if presets else "%(prog)s [--option VALUE …]",
         description=description
         + (f"\n\npresets (--preset NAME --help shows one's defaults):\n{listing}" if presets else ""),

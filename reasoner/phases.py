@@ -124,7 +124,7 @@ def clear_whole_run(config: ReasonerConfig) -> None:
     """
     run, outdated = Path(config.run), outdated_phases(config)
     if outdated:
-        clear_run(run, keep={path.name for path in run.iterdir()} - set(outdated))
+        clear_run(run, checkpoints=outdated)
     try:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -127,10 +127,11 @@ def test_a_cleared_run_has_nothing_of_what_runs_write(tmp_path):
     assert not names(tmp_path)
 
 
-def test_clearing_a_run_leaves_what_no_run_writes(tmp_path):
+def test_clearing_a_run_leaves_what_no_run_writes_and_runs_inside_it(tmp_path):
+    """`--run out --overwrite` would have removed out/quick."""
     kept = {"notes.txt", "data", "data/train.jsonl", "pretrain", "pretrain/config.json"}
     filled(tmp_path, "notes.txt", "data/train.jsonl", "pretrain/config.json")
-    clear_run(tmp_path, keep=("pretrain",))
+    clear_run(tmp_path)
     assert names(tmp_path) == kept
 
 

@@ -271,7 +271,8 @@ def test_a_signal_ends_the_step_in_progress_and_leaves_a_checkpoint(tmp_path, nu
         trained(tmp_path / "run", interrupted_by(number, 8))
     assert stop.value.code == 128 + number and signal.getsignal(number) is before
     message = capsys.readouterr().err.strip().splitlines()[-1]
-    assert f"interrupted at step 9 of 18; continue with: --run {tmp_path / 'run'} --resume" in message
+    assert "interrupted at step 9 of 18; continue with: python " in message
+    assert f"--run {tmp_path / 'run'} --resume" in message
     trained(tmp_path / "run", resume=True)
     trained(tmp_path / "whole")
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "run"))

@@ -237,6 +237,14 @@ def test_only_target_grad_lets_l_jepa_pull_on_the_answers_latent(target, pulled)
     assert (h.grad[batch.pred_at] != 0).any() and (h.grad[batch.eos_at] != 0).any() == pulled
 
 
+def test_an_ema_target_is_not_dropped_out():
+    """In train mode two passes of the target network differed, and both from what `encode` gives."""
+    model, batch = tiny_model(target="ema", dropout=0.5).train(), tiny_data().batch(range(4))
+    z = model.hidden_states(batch.tokens, batch.segment, batch.position_ids).flatten(0, 1)[batch.eos_at]
+    first, second = (model.target_latents(batch, z) for _ in range(2))
+    assert torch.equal(first, second) and not torch.equal(first, z)
+
+
 @pytest.mark.parametrize("weight, reached", ((0.0, False), (1.0, True)))
 def test_token_losses_reach_the_prediction_only_if_it_is_decoded(weight, reached):
     """The claim 'reasoning is learned through L_jepa alone' stands or falls with this."""

@@ -183,7 +183,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_command_that_continues(tmp_path, mon
     monkeypatch.setattr(TokenizedDataset, "batch", batch)
     done = call(train, *SHORT, "--run", tmp_path / "run", check=False)
     assert done.returncode == 130 and "Traceback" not in done.stderr
-    assert done.stderr.strip().splitlines()[-1].startswith("interrupted at step 3 of 6; continue with: --run")
+    assert done.stderr.strip().splitlines()[-1].startswith("interrupted at step 3 of 6; continue with: python ")
     assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["step"] == 3
 
 
