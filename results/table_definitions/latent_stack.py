@@ -1,4 +1,6 @@
-"""The tables of latent_stack/README.md."""
+"""The tables of the latent stack, in latent_stack/README.md and results/README.md."""
+
+from collections.abc import Callable
 
 from results.tables import get, interval, load, number, table, with_ci
 
@@ -129,6 +131,17 @@ def settings() -> str:
     return table(header, rows)
 
 
+def settings_rouge() -> str:
+    """The same settings: size, and ROUGE-L given the matched and a mismatched idea."""
+    found, rows = load("latent_settings.json")["settings"], []
+    for name, label in SETTINGS.items():
+        run = found[name]
+        matched = interval(run["rougeL"], run["rougeL_ci95"])
+        mismatched = interval(run["rougeL_shuffled"], run["rougeL_shuffled_ci95"])
+        rows.append([label, f"{run['n_params']:,}", matched, mismatched])
+    return table(["trained with", "trained parameters", "ROUGE-L, matched idea", "mismatched (control)"], rows)
+
+
 def neighbours() -> str:
     labels = {
         "encoder, mean of states": "encoder, mean of hidden states",
@@ -139,9 +152,12 @@ def neighbours() -> str:
     }
     found, rows = load("latent-quick/neighbours.json"), []
     for name, label in labels.items():
-        cells = (found[f"{name}, {side}"] for side in ("input", "target"))
-        rows.append([label, *(interval(cell["spearman"], cell["ci95"]) for cell in cells)])
-    return table(["rank correlation of cosines with word overlap", "of the inputs", "of the targets"], rows)
+        inputs, targets = (found[f"{name}, {side}"] for side in ("input", "target"))
+        matched = [interval(cell["spearman"], cell["ci95"]) for cell in (inputs, targets)]
+        control = [number(cell["shuffled"], "+.3f") for cell in (inputs, targets)]
+        rows.append([label, *matched, *control])
+    header = ["rank correlation of cosines with word overlap", "of the inputs", "of the targets"]
+    return table([*header, "inputs (control)", "targets (control)"], rows)
 
 
 def memory() -> str:
@@ -153,7 +169,7 @@ def memory() -> str:
     return table(["8 texts of 256 tokens", "peak in fp32, GiB", "half precision, estimate, GiB"], rows)
 
 
-TABLES = {
+TABLES: dict[str, Callable[[], str]] = {
     "latent-verdicts": verdicts,
     "latent-summaries": summaries,
     "latent-cross-entropy": cross_entropies,
@@ -162,6 +178,7 @@ TABLES = {
     "latent-middle": middle,
     "latent-paraphrases": paraphrases,
     "latent-settings": settings,
+    "latent-settings-rouge": settings_rouge,
     "latent-neighbours": neighbours,
     "latent-memory": memory,
 }

@@ -1,9 +1,11 @@
 """The tables of results/README.md: the studies, the runs in full, and the benchmarks."""
 
+from collections.abc import Callable
+
 from common.stats import wilson
 from results.tables import get, interval, load, number, plus_minus, table, with_ci
 
-Run = dict  # of a study: {figure: {"mean", "std", "values"}}
+Run = dict[str, dict]  # of a study: {figure: {"mean", "std", "values"}}
 
 
 def runs_of(study: str) -> dict[str, Run]:
@@ -27,37 +29,36 @@ def spread(values: dict, form: str = ".2f") -> str:
 # --------------------------------------------------------------------------------------- runs in full
 
 
+def in_three(run: str, label: str, key: str, form: str, chance: str | None = None) -> list[str]:
+    """A row of run_in_full: an alignment figure after training, before it, and by chance (from its key, or given)."""
+    file = f"{run}/alignment.json"
+    after = number(get(file, key), form)
+    before = number(get(file, f"untrained.{key}"), form)
+    if chance is None:
+        chance = number(get(file, f"{key}_chance"), form)
+    return [label, after, before, chance]
+
+
 def run_in_full(run: str) -> str:
     """A run on its test split, the same model before training, and what chance or a constant gives."""
-    accuracy, alignment = f"{run}/accuracy.json", f"{run}/alignment.json"
-    constant, majority = (number(get(accuracy, f"constant_{x}"), ".2%") for x in ("best_on_test", "from_train"))
+    accuracy = f"{run}/accuracy.json"
+    oracle = number(get(accuracy, "constant_best_on_test"), ".2%")
+    majority = number(get(accuracy, "constant_from_train"), ".2%")
 
-    def row(label, key, form, chance=""):
-        return [label, number(get(alignment, key), form), number(get(alignment, f"untrained.{key}"), form), chance]
+    decoded = ["exact match, decoded from ẑ", with_ci(accuracy, "exact_match_decoded", ".2%"), ""]
+    nearest = in_three(run, "exact match, nearest answer latent", "retrieval_at_1", ".2%")
+    nearest[1] = with_ci(accuracy, "exact_match_nearest", ".2%")
 
-    nearest = with_ci(accuracy, "exact_match_nearest", ".2%")
-    before, chance = (
-        number(get(alignment, key), ".2%") for key in ("untrained.retrieval_at_1", "retrieval_at_1_chance")
-    )
-    ten, ten_before, ten_chance = (
-        number(get(alignment, key), ".1%")
-        for key in ("retrieval_at_10", "untrained.retrieval_at_10", "retrieval_at_10_chance")
-    )
     rows = [
-        [
-            "exact match, decoded from ẑ",
-            with_ci(accuracy, "exact_match_decoded", ".2%"),
-            "",
-            f"{constant} (oracle constant)",
-        ],
-        ["exact match, nearest answer latent", nearest, before, chance],
+        [*decoded, f"{oracle} (oracle constant)"],
+        nearest,
         ["majority class of training", majority, "", ""],
-        ["correct answer among the 10 nearest latents", ten, ten_before, ten_chance],
-        row("cosine to the matched answer's latent", "cos_own", ".3f"),
-        row("cosine to a mismatched answer's (control)", "cos_other", ".3f"),
-        row("AUC, matched against mismatched", "auc", ".3f", "0.5"),
-        row("mean pairwise cosine of z", "mean_pairwise_cos_z", ".3f"),
-        row("effective rank of z", "effective_rank_z", ".1f"),
+        in_three(run, "correct answer among the 10 nearest latents", "retrieval_at_10", ".1%"),
+        in_three(run, "cosine to the matched answer's latent", "cos_own", ".3f", ""),
+        in_three(run, "cosine to a mismatched answer's (control)", "cos_other", ".3f", ""),
+        in_three(run, "AUC, matched against mismatched", "auc", ".3f", "0.5"),
+        in_three(run, "mean pairwise cosine of z", "mean_pairwise_cos_z", ".3f", ""),
+        in_three(run, "effective rank of z", "effective_rank_z", ".1f", ""),
     ]
     return table(["", "trained", "before training", "chance"], rows)
 
@@ -90,7 +91,7 @@ def two_cores() -> str:
 def reference_on_a_cpu() -> str:
     found = load("45m-cpu/summary.json")
 
-    def both(a, b, form):
+    def both(a: str, b: str, form: str) -> str:
         return f"{number(found[a], form)} / {number(found[b], form)}"
 
     rows = [
@@ -208,7 +209,7 @@ SCRATCH = {
 def scratch() -> str:
     runs, rows = runs_of("scratch"), []
 
-    def rate(run, key, n):
+    def rate(run: Run, key: str, n: str) -> str:
         value, n = run[key]["mean"], int(run[n]["mean"])
         return interval(value, wilson(round(value * n), n), ".1%" if key.startswith("val") else ".2%")
 
@@ -300,23 +301,23 @@ def eval_speed() -> str:
     return table([f"evaluation, {found['questions']:,} questions", "seconds", "ours is faster by"], rows)
 
 
-TABLES = {
-    "quick": lambda: run_in_full("quick"),
-    "quick-seeds": quick_seeds,
-    "two-cores": two_cores,
-    "gsm8k-small": lambda: run_in_full("gsm8k-small"),
-    "reference-cpu": reference_on_a_cpu,
-    "leak": leak,
-    "lambda-words": lambda: lam("words"),
-    "lambda-gsm8k": lambda: lam("gsm8k"),
-    "collapse": collapse,
-    "similar-words": lambda: similar("words"),
-    "similar-gsm8k": lambda: similar("gsm8k"),
-    "space": space,
-    "scratch": scratch,
-    "train-speed": train_speed,
-    "scaling": scaling,
-    "jepa-overhead": jepa_overhead,
-    "cross-entropy": cross_entropy,
-    "eval-speed": eval_speed,
+TABLES: dict[str, Callable[[], str]] = {
+    "notebook-quick": lambda: run_in_full("quick"),
+    "notebook-quick-seeds": quick_seeds,
+    "notebook-two-cores": two_cores,
+    "notebook-gsm8k": lambda: run_in_full("gsm8k-small"),
+    "notebook-reference": reference_on_a_cpu,
+    "notebook-leak": leak,
+    "notebook-lambda-words": lambda: lam("words"),
+    "notebook-lambda-gsm8k": lambda: lam("gsm8k"),
+    "notebook-collapse": collapse,
+    "notebook-similar-words": lambda: similar("words"),
+    "notebook-similar-gsm8k": lambda: similar("gsm8k"),
+    "notebook-space": space,
+    "notebook-scratch": scratch,
+    "notebook-train-speed": train_speed,
+    "notebook-scaling": scaling,
+    "notebook-jepa-overhead": jepa_overhead,
+    "notebook-cross-entropy": cross_entropy,
+    "notebook-eval-speed": eval_speed,
 }
