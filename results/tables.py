@@ -1,6 +1,6 @@
 """Write the numbers of the READMEs from the JSON beside this file: `python results/tables.py` rewrites them in place.
 
-    <!-- table: quick -->                                        a table, declared in results/table_definitions
+    <!-- table: NAME -->                                         a table, declared in results/table_definitions
     | … |
     <!-- end -->
 
