@@ -5,9 +5,9 @@
     python results/collect.py reasoner-quick/coupled out/reasoner-coupled
     python results/collect.py latent-quick out/latent-quick
 
-writes results/quick/: the JSON and figures that training and evaluation left in the first run's folder, and seeds.json
-with the mean and standard deviation (n - 1) of every figure in summary.json over all of them. Texts of data sets are
-left out.
+writes results/quick/: every JSON and PNG that training and evaluation left in the first run's folder, those of an
+evaluation on other data (accuracy-NAME.json) included, and seeds.json with the mean and standard deviation (n - 1) of
+every figure in summary.json over all of them. Texts of data sets and names of folders are left out.
 """
 
 import argparse
@@ -26,9 +26,13 @@ OF_THE_CHECKPOINT = ("config.json", "tokenizer.json")  # all other JSON of a run
 PRIVATE = ("examples", "ways", "data_dir")  # somebody else's words, somebody's folder
 
 
-def public(result: dict) -> dict:
-    """A result without the texts of data sets; "examples" may also be their number."""
-    return {name: value for name, value in result.items() if name not in PRIVATE or isinstance(value, int)}
+def public(result: dict | list | float | str | None) -> dict | list | float | str | None:
+    """A result without the texts of data sets and names of folders, however deep; "examples" may also be a number."""
+    if isinstance(result, list):
+        return [public(value) for value in result]
+    if not isinstance(result, dict):
+        return result
+    return {name: public(value) for name, value in result.items() if name not in PRIVATE or isinstance(value, int)}
 
 
 def copy_results(run: Path, folder: Path) -> None:

@@ -3,10 +3,12 @@
 python results/draw_mask.py
 """
 
+import argparse
 import sys
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -16,40 +18,61 @@ from model import jepa_mask
 
 TOKENS = "Ana has 5 pears . Ben gives her 3 . How many ? [PRED] [ANS] 8 [EOS]".split()
 N_QUESTION = TOKENS.index("[ANS]")
+PRED = TOKENS.index("[PRED]")
 TITLES = {
     "jepa": "jepa\ntwo isolated views",
     "causal": "causal\nthe answer sees the question",
     "none": "none\n[PRED] sees the answer",
 }
-COLOURS = ("#f4f4f4", "#cccccc", BLUE, ORANGE)  # hidden, seen, seen by [PRED], seen by [PRED] and a leak
+CELLS = {  # {what a cell is: colour}, numbered in this order
+    "hidden": "#f4f4f4",
+    "visible": "#c4c4c4",
+    "visible to [PRED]": BLUE,
+    "leak: the answer is visible to [PRED]": ORANGE,
+}
 
 
-def draw(path: str | Path) -> None:
+def cells_of(name: str) -> Tensor:
+    """(T, T) int, indices into CELLS: what the token of a row sees of the token of a column."""
+    segment = torch.tensor([[int(i >= N_QUESTION) for i in range(len(TOKENS))]])
+    cells = jepa_mask(segment, name)[0, 0].int()
+    cells[PRED, :N_QUESTION] *= 2
+    cells[PRED, N_QUESTION:] *= 3
+    return cells
+
+
+def draw_one(axes, name: str) -> None:
     from matplotlib.colors import ListedColormap
 
     ticks = range(len(TOKENS))
-    segment = torch.tensor([[int(i >= N_QUESTION) for i in ticks]])
-    with figure(path, 1, 3, (8.3, 3.7), sharey=True) as (fig, panels):
-        for axes, (name, title) in zip(panels, TITLES.items(), strict=True):
-            mask = jepa_mask(segment, name)[0, 0].int()  # (T, T)
-            mask[N_QUESTION - 1] *= 2
-            mask[N_QUESTION - 1, N_QUESTION:] *= 3
-            axes.imshow(mask.clamp(max=3), cmap=ListedColormap(COLOURS), vmin=0, vmax=3)
-            axes.grid(visible=False)
-            axes.set_xticks(ticks, TOKENS, rotation=90, fontsize=8)
-            axes.set_yticks(ticks, TOKENS, fontsize=8)
-            axes.set_xticks([i - 0.5 for i in ticks], minor=True)
-            axes.set_yticks([i - 0.5 for i in ticks], minor=True)
-            axes.grid(which="minor", color="white", linewidth=1, alpha=1)
-            axes.tick_params(which="both", length=0)
-            axes.axhline(N_QUESTION - 0.5, color="black", linewidth=1)
-            axes.axvline(N_QUESTION - 0.5, color="black", linewidth=1)
-            axes.set_title(title, fontsize=10)
-            axes.set_xlabel("may attend to")
-        panels[0].set_ylabel("token")
+    axes.imshow(cells_of(name).numpy(), cmap=ListedColormap(list(CELLS.values())), vmin=0, vmax=len(CELLS) - 1)
+    axes.set_xticks(ticks, TOKENS, rotation=90, fontsize=9)
+    axes.set_yticks(ticks, TOKENS, fontsize=9)
+    axes.set_xticks([i - 0.5 for i in ticks], minor=True)
+    axes.set_yticks([i - 0.5 for i in ticks], minor=True)
+    axes.grid(visible=False)
+    axes.grid(which="minor", color="white", linewidth=1, alpha=1)
+    axes.tick_params(which="both", length=0)
+
+    axes.axhline(N_QUESTION - 0.5, color="black", linewidth=1)
+    axes.axvline(N_QUESTION - 0.5, color="black", linewidth=1)
+    axes.set(title=TITLES[name], xlabel="… may attend to this token")
 
 
-def main() -> None:
+def draw(path: str | Path) -> None:
+    from matplotlib.patches import Patch
+
+    with figure(path, 1, 3, (8.3, 4.35), sharey=True) as (fig, panels):
+        for axes, name in zip(panels, TITLES, strict=True):
+            draw_one(axes, name)
+        panels[0].set_ylabel("this token …")
+        patches = [Patch(facecolor=colour, edgecolor="#999999", label=label) for label, colour in CELLS.items()]
+        fig.legend(handles=patches, loc="outside lower center", ncols=len(CELLS), fontsize=9)
+        fig.suptitle("With mask jepa neither view sees the other; with mask none [PRED] sees the answer")
+
+
+def main(argv: list[str] | None = None) -> None:
+    argparse.ArgumentParser(description=__doc__.split("\n\n")[0]).parse_args(argv)
     draw(Path(__file__).with_name("mask.png"))
 
 
