@@ -9,7 +9,8 @@
     pass 2   latent answer                             the answer is decoded from one latent alone
 
     L_jepa  = 1 - cos(z_hat, stop_gradient(z))
-    L_token = next token of the question + answer decoded from z (+ from z_hat, if asked)
+    L_token = next token of the question + answer decoded from z (+ from z_hat, if asked; under --mask causal + next
+              token of the answer)
     L_total = L_token + λ L_jepa
 
 Neither [PRED] nor [EOS] carries a next-token target, so the language-model head pulls neither of them anywhere.
@@ -127,7 +128,9 @@ class NanoJEPA(
         """Against collapse, on both latents (N, C) -> (), in fp32: sums of squares over a batch want it."""
         loss = vicreg_loss if self.config.regulariser == "vicreg" else sigreg_loss
         with torch.autocast(z.device.type, enabled=False):
-            return loss(z.float()) + loss(z_hat.float()) if len(z) > 1 else 0 * z.sum()
+            if len(z) == 1:  # one example has no spread; the term stays part of the graph
+                return 0 * z.sum()
+            return loss(z.float()) + loss(z_hat.float())
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Batch -> (loss, metrics), 0-d tensors, detached in `metrics`: sums over `batch.loss_denominators`."""

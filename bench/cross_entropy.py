@@ -18,22 +18,21 @@ Shapes: K positions with a target, C width, V vocabulary, N examples.
 
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.measure import alternate, hardware, path_of, quartiles, save, stepper, subset
+from bench.measure import alternate, hardware, path_of, quartiles, real_steps, save, stepper
 from common.batching import epoch_order
 from common.checkpoint import read_json
 from common.device import Device, keep_freed_memory, resolve_device
 from common.losses import cosine
 from common.options import opt, parse, run_main
-from common.tokenizers import train_tokenizer
 from config import PRESETS, Config
-from data import Batch, TokenizedDataset, load_splits, view_texts
+from data import Batch, TokenizedDataset
 from model import NanoJEPA
 
 CHUNK_LOGITS = 2**25  # logits that exist at a time: 128 MiB in fp32, 667 positions of GPT-2's vocabulary
@@ -157,10 +156,7 @@ def main(argv: list[str] | None = None) -> None:
     config, _ = parse(BenchConfig, PRESETS, __doc__.split("\n\n")[0], argv)
     device = resolve_device(config.device, config.precision)
     keep_freed_memory()
-    train = load_splits(config)["train"]
-    tokenizer = train_tokenizer(config.tokenizer, view_texts(train, config.answer_view))
-    config = replace(config, vocab_size=tokenizer.n_vocab)
-    data = subset(TokenizedDataset(train, tokenizer, config), config, config.steps, 0)
+    config, data = real_steps(config, config.steps)
 
     found = measure(config, data, device)
     print(f"{found['hardware']}: {found['steps']} steps of {config.batch_size}, vocabulary {config.vocab_size:,}")

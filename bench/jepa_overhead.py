@@ -14,13 +14,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from bench.measure import alternate, hardware, quartiles, save, stepper, subset
+from bench.measure import alternate, hardware, quartiles, real_steps, save, stepper
 from common.batching import epoch_order
 from common.device import keep_freed_memory, resolve_device
 from common.options import opt, parse, run_main
-from common.tokenizers import train_tokenizer
 from config import PRESETS, Config
-from data import TokenizedDataset, load_splits, view_texts
+from data import TokenizedDataset
 from model import NanoJEPA
 
 
@@ -35,12 +34,9 @@ def main(argv: list[str] | None = None) -> None:
     config, _ = parse(BenchConfig, PRESETS, __doc__.split("\n\n")[0], argv)
     device = resolve_device(config.device, config.precision)
     keep_freed_memory()
-    train = load_splits(config)["train"]
-    tokenizer = train_tokenizer(config.tokenizer, view_texts(train, config.answer_view))
-    config = replace(config, vocab_size=tokenizer.n_vocab)
+    config, views = real_steps(config, config.pairs)
     causal = replace(config, mask="causal", jepa_weight=0.0, decode_weight=0.0)
-    views = subset(TokenizedDataset(train, tokenizer, config), config, config.pairs, 0)
-    joined = TokenizedDataset(views.examples, tokenizer, causal)
+    joined = TokenizedDataset(views.examples, views.tokenizer, causal)
 
     steps = {}
     for name, setting, data in (("jepa", config, views), ("language_model", causal, joined)):

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,9 @@ from common.batching import epoch_order
 from common.checkpoint import write_json
 from common.device import Device
 from common.loop import make_optimizer
+from common.tokenizers import train_tokenizer
 from config import Config
-from data import TokenizedDataset
+from data import TokenizedDataset, load_splits, view_texts
 from model import NanoJEPA
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -91,6 +93,14 @@ def subset(data: TokenizedDataset, config: Config, n: int, epoch: int) -> Tokeni
     steps = sorted(epoch_order(data.length, config.batch_size, config.seed, epoch), key=lambda i: data.length[i].sum())
     picked = np.concatenate([steps[(2 * k + 1) * len(steps) // (2 * n)] for k in range(n)])
     return TokenizedDataset([data.examples[i] for i in picked], data.tokenizer, config)
+
+
+def real_steps(config: Config, n: int) -> tuple[Config, TokenizedDataset]:
+    """-> (the configuration with its vocabulary, the training examples of `n` real optimiser steps)."""
+    train = load_splits(config)["train"]
+    tokenizer = train_tokenizer(config.tokenizer, view_texts(train, config.answer_view))
+    config = replace(config, vocab_size=tokenizer.n_vocab)
+    return config, subset(TokenizedDataset(train, tokenizer, config), config, n, 0)
 
 
 def stepper(model: NanoJEPA, data: TokenizedDataset, device: Device) -> Callable[[np.ndarray], float]:

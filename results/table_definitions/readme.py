@@ -44,9 +44,9 @@ def verdicts() -> str:
             f"oracle constant {percent(get(gsm8k, 'constant_best_on_test'))}",
         ],
         [
-            "Is a high cosine understanding?",
+            "Does a high cosine mean a correct answer?",
             f"**No**: without the mask {no_mask['forward_cos_own']['mean']:.3f}, and "
-            f"{percent(no_mask['exact_match_decoded']['mean'])} of the answers",
+            f"{percent(no_mask['exact_match_decoded']['mean'])} of the answers correct",
             f"with it {leak['words, jepa']['forward_cos_own']['mean']:.3f}, and "
             f"{percent(leak['words, jepa']['exact_match_decoded']['mean'])}",
         ],
