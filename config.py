@@ -17,13 +17,15 @@ class Config(LoopConfig):
 
     run: str = opt("out/nanojepa", "folder of the run: configuration, weights, logs, curves", group="run")
 
-    dataset: str = opt("gsm8k", "questions and answers from", ("gsm8k", "wordproblems"), group="data")
-    data_dir: str = opt("", "read DIR/train.jsonl, DIR/test.jsonl (and DIR/val.jsonl) in GSM8K's format, not the Hub")
+    dataset: str = opt("gsm8k", "questions and answers from", ("gsm8k", "wordproblems", "pairs"), group="data")
+    data_dir: str = opt(
+        "", "read DIR/train.jsonl, DIR/test.jsonl (and DIR/val.jsonl), not the Hub; pairs: any two texts"
+    )
     difficulty: int = opt(1, "word problems: 1 one step, 2 numbers to 999, 3 two steps, 4 distractors", (1, 2, 3, 4))
     n_train: int = opt(50_000, "word problems: training problems generated", low=1)
     answer_view: str = opt(
         "answer",
-        "what the answer view holds: the final answer; for --mask causal also the worked solution or its program",
+        "what the answer view holds: the final answer, the worked solution, or its program over the question's numbers",
         ("answer", "solution", "program"),
     )
     tokenizer: str = opt("gpt2", "gpt2 (tiktoken) or bpe:N, trained on the training split with N entries")
@@ -54,7 +56,11 @@ class Config(LoopConfig):
     regulariser: str = opt("none", "against collapse, on z and z_hat", ("none", "vicreg", "sigreg"))
     regulariser_weight: float = opt(1.0, "its weight in the loss", low=0.0)
 
-    max_new_tokens: int = opt(16, "longest answer that is decoded, in tokens", low=1, group="evaluation")
+    epochs: int = opt(25, "passes over the training set (0: as many as make 2,000 steps)", low=0, group="schedule")
+
+    max_new_tokens: int = opt(
+        0, "longest answer that is decoded, in tokens (0: the longest of training)", low=0, group="evaluation"
+    )
     val_accuracy: bool = opt(False, "each validation also decodes its questions: val_exact_match in log.jsonl")
     final_eval: bool = opt(True, "measure the test split when training ends")
 

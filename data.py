@@ -29,7 +29,7 @@ from torch import Tensor
 from common.batching import BatchMixin, ranges
 from common.options import UserError
 from common.programs import number_placeholders, program_of
-from common.sources import N_VAL, Example, load_gsm8k, without_annotations
+from common.sources import N_VAL, Example, load_folder, load_gsm8k, same_answer, without_annotations
 from common.tokenizers import Tokenizer
 from common.word_problems import word_problems
 from config import Config
@@ -41,6 +41,8 @@ def load_splits(config: Config) -> dict[str, list[Example]]:
     """{"train", "val", "test"} of the data set that a configuration names."""
     if config.dataset == "gsm8k":
         return load_gsm8k(config.data_dir)
+    if config.dataset == "pairs":
+        return load_folder(config.data_dir or ".", "pairs")
     if config.data_dir:
         raise UserError(f"--data-dir {config.data_dir}: --dataset wordproblems is generated and reads no folder")
     sizes = {"train": config.n_train, "val": N_VAL, "test": N_TEST}
@@ -60,6 +62,11 @@ def answer_view_text(example: Example, answer_view: str) -> str | None:
     if answer_view == "program":
         return program_of(example)
     return example.answer if answer_view == "answer" else without_annotations(example.solution)
+
+
+def is_correct(answer: str, example: Example, config: Config) -> bool:
+    """Does an answer name the example's number? Under --dataset pairs: is it the very text?"""
+    return answer == example.answer if config.dataset == "pairs" else same_answer(answer, example.answer)
 
 
 def view_texts(examples: list[Example], answer_view: str) -> Iterator[str]:
@@ -125,7 +132,7 @@ class TokenizedDataset:
         t = tokenizer
         rows = ((*questions[i], t.pred, t.ans, *answer_ids[i], t.eos) for i in kept)
         self.tokens = np.fromiter((token for row in rows for token in row), np.int64)
-        self.answer_id = np.unique([e.answer for e in self.examples], return_inverse=True)[1]
+        self.answer_id = np.unique([answers[i] for i in kept], return_inverse=True)[1]
 
     @staticmethod
     def _fitting(questions, answer_ids, answers, block_size: int, where: str) -> list[int]:

@@ -38,7 +38,8 @@ from common.plots import BLUE, COLOURS, ORANGE, figure
 from common.sources import Example
 from common.stats import mean_ci95, wilson
 from config import EvalConfig
-from evaluate_accuracy import by_length, load_examples, output_name
+from data import answer_view_text
+from evaluate_accuracy import by_length, distinct_views, load_examples, output_name
 from model import NanoJEPA, load_run
 
 NEIGHBOURS = 5
@@ -95,7 +96,7 @@ def neighbours(z_hat: Tensor, labels: list[str], name: str) -> dict:
 
 @dataclass
 class Latents:
-    """What is measured: z_hat (N, C), z of the distinct answers (A, C), `own` (N,) rows of z, and their texts."""
+    """What is measured: z_hat (N, C), z of the distinct answer views (A, C), `own` (N,) rows of z, and their texts."""
 
     z_hat: Tensor
     z: Tensor
@@ -119,12 +120,17 @@ class Latents:
 
 @torch.no_grad()
 def compute_latents(model: NanoJEPA, examples: list[Example], answers=(), batch_size: int = 64) -> Latents:
-    """Questions that fit the context, and the latents of their answers and of the further candidates `answers`."""
+    """Questions that fit the context and have an answer view, and the latents of their answer views and of the further
+    candidates `answers`."""
+    examples = [e for e in examples if answer_view_text(e, model.config.answer_view) is not None]
     batches = by_length(model, [e.question for e in examples], batch_size)
     kept = [examples[i] for batch in batches for i in batch]
-    answers = sorted({e.answer for e in kept} | set(answers or ()))
+    answers = sorted({*distinct_views(model, kept), *answers})
     if not kept:
-        raise UserError(f"none of these {len(examples)} questions fits the context of {model.config.block_size} tokens")
+        raise UserError(
+            f"none of these {len(examples)} questions has an answer view and fits the context of "
+            f"{model.config.block_size} tokens"
+        )
     if len(answers) < 2:
         raise UserError(
             f"alignment needs two different answers or more; these {len(kept)} questions have {len(answers)}"
@@ -132,7 +138,8 @@ def compute_latents(model: NanoJEPA, examples: list[Example], answers=(), batch_
     z_hat = torch.cat([model.predict([examples[i].question for i in batch]) for batch in batches]).cpu()
     z = torch.cat([model.encode(answers[i : i + 256]) for i in range(0, len(answers), 256)]).cpu()
     column = {answer: i for i, answer in enumerate(answers)}
-    return Latents(z_hat, z, torch.tensor([column[e.answer] for e in kept]), kept, answers)
+    own = torch.tensor([column[answer_view_text(e, model.config.answer_view)] for e in kept])
+    return Latents(z_hat, z, own, kept, answers)
 
 
 def measure(latents: Latents) -> dict:
@@ -159,8 +166,9 @@ def measure(latents: Latents) -> dict:
         result[f"retrieval_at_{k}_ci95"] = wilson(hits, N)
         result[f"retrieval_at_{k}_chance"] = min(1.0, k / A)
     result |= geometry(latents.z[latents.own], "z") | geometry(latents.z_hat, "z_hat")
-    result |= neighbours(latents.z_hat, [e.answer for e in latents.examples], "answer")
-    result |= neighbours(latents.z_hat, ["".join(sorted(e.ops)) for e in latents.examples], "ops")
+    result |= neighbours(latents.z_hat, [latents.answers[i] for i in latents.own], "answer")
+    if any(e.ops for e in latents.examples):
+        result |= neighbours(latents.z_hat, ["".join(sorted(e.ops)) for e in latents.examples], "ops")
     return result
 
 
@@ -203,7 +211,10 @@ def plot_map(latents: Latents, path: Path, n_links: int = 60) -> None:
     pca = PCA(2).fit(unit_z)
     z, z_hat = pca.transform(unit_z), pca.transform(unit_z_hat)
     own = z[latents.own.numpy()]  # (N, 2)
-    size = [np.log10(1 + abs(float(answer))) for answer in latents.answers]
+    try:
+        size, meaning = [np.log10(1 + abs(float(answer))) for answer in latents.answers], "log10(1 + |answer|)"
+    except ValueError:  # programs, texts
+        size, meaning = [len(answer) for answer in latents.answers], "length in characters"
     colours = dict(cmap="viridis", vmin=0, vmax=max(size), linewidths=0)
     picked = np.random.default_rng(0).permutation(len(z_hat))[:n_links]
     variance = pca.explained_variance_ratio_
@@ -223,7 +234,7 @@ def plot_map(latents: Latents, path: Path, n_links: int = 60) -> None:
             ylabel=f"second ({variance[1]:.0%})",
         )
         fig.legend(loc="outside lower center", ncols=2)
-        fig.colorbar(dots, ax=axis, label="log10(1 + |answer|)")
+        fig.colorbar(dots, ax=axis, label=meaning)
 
 
 def plot_training(runs: list[tuple[str, str]], path: Path) -> None:
@@ -257,7 +268,7 @@ def print_table(columns: dict[str, dict]) -> None:
     first = next(iter(columns.values()))
     headings = "".join(f"{name:>{width}}" for name in columns)
     print(f"{'':<26}{headings}{'chance':>10}   95% interval of the first")
-    for name in TABLE:
+    for name in (name for name in TABLE if name in first):
         values = "".join(f"{found[name]:>{width}.4f}" for found in columns.values())
         chance = 0.5 if name == "auc" else first.get(f"{name}_chance")
         interval = first.get(f"{name}_ci95")

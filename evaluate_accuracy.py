@@ -4,9 +4,9 @@
     python evaluate_accuracy.py --run out/nanojepa --data-dir DIR --limit 100
 
 Two read-outs of the same prediction: greedy decoding from z_hat, and the nearest latent among all distinct answers of
-the split. Beside them what no model is needed for: the majority class (always the commonest training answer) and the
-oracle constant (the best one that hindsight could choose on the split itself). An accuracy that does not beat these is
-no result.
+the split, or among the training split's programs, which are then computed. Beside them what no model is needed for: the
+majority class (always the commonest training answer, or program) and the oracle constant (the best one that hindsight
+could choose on the split itself). An accuracy that does not beat these is no result.
 
 Writes accuracy.json and predictions.jsonl into the run's folder; for other data or another split, accuracy-NAME.json.
 
@@ -27,17 +27,24 @@ from tqdm import tqdm
 
 from common.checkpoint import atomic, write_json
 from common.device import resolve_device
+from common.losses import cosine
 from common.options import parse, run_main
-from common.sources import Example, parse_answer, same_answer
+from common.programs import computable, compute, function_of, number_placeholders
+from common.sources import Example, parse_answer
 from common.stats import wilson
-from config import EvalConfig
-from data import load_splits
+from config import Config, EvalConfig
+from data import answer_view_text, is_correct, load_splits
 from model import NanoJEPA, load_run
 
 
 def final_answer(model: NanoJEPA, text: str) -> str:
     """What the model generated -> its answer: all of it, or what follows the #### of a worked solution ("" if none)."""
     return text if model.config.answer_view == "answer" else (parse_answer(text) or "")
+
+
+def distinct_views(model: NanoJEPA, examples: list[Example]) -> list[str]:
+    """The distinct answer views of the examples that have one, sorted."""
+    return sorted({answer_view_text(e, model.config.answer_view) for e in examples} - {None})
 
 
 def by_length(model: NanoJEPA, questions: list[str], batch_size: int, quiet: bool = False) -> list[list[int]]:
@@ -69,7 +76,8 @@ def exact_match(model: NanoJEPA, examples: list[Example], batch_size: int = 64) 
     hits = 0
     for index in by_length(model, [e.question for e in examples], batch_size, quiet=True):
         texts = model.answer([examples[i].question for i in index])
-        hits += sum(same_answer(final_answer(model, x), examples[i].answer) for x, i in zip(texts, index, strict=True))
+        answers = [final_answer(model, text) for text in texts]
+        hits += sum(is_correct(x, examples[i], model.config) for x, i in zip(answers, index, strict=True))
     model.train()
     return hits / len(examples)
 
@@ -78,37 +86,51 @@ def exact_match(model: NanoJEPA, examples: list[Example], batch_size: int = 64) 
 def predictions(
     model: NanoJEPA, examples: list[Example], candidates: list[str], batch_size: int = 64, progress: bool = False
 ) -> Iterator[tuple[int, dict]]:
-    """-> (position in `examples`, decoded and nearest answer, cosine to the true one's latent) of each that fits."""
-    z, column = encode_answers(model, candidates), {answer: i for i, answer in enumerate(candidates)}
+    """-> (position in `examples`, decoded and nearest answer, cosine to the true one's latent, None if it has none; the
+    programs behind them) of each that fits."""
+    z, view = encode_answers(model, candidates), model.config.answer_view
     batches = by_length(model, [e.question for e in examples], batch_size)
     for index in tqdm(batches, desc="answering", unit="batch", disable=not progress):
         questions = [examples[i].question for i in index]
         z_hat = model.predict(questions)  # (B, C)
-        texts = model.answer(questions) if model.config.mask == "causal" else model.decode(z_hat)
+        causal = model.config.mask == "causal"
+        decoded = model.answer(questions) if causal else model.computed(model.decode(z_hat), questions)
         similarity = F.normalize(z_hat, dim=-1) @ z.T  # (B, A)
-        nearest = similarity.argmax(-1).tolist()
+        if view == "program":  # a program over numbers that a question does not have is no candidate
+            numbers = [number_placeholders(question)[1] for question in questions]
+            there = torch.tensor([[computable(program, known) for program in candidates] for known in numbers])
+            similarity = similarity.masked_fill(~there.to(similarity.device), -2)
+        nearest = [candidates[k] for k in similarity.argmax(-1).tolist()]
+        nearest = model.computed(nearest, questions)
+        own = [answer_view_text(examples[i], view) for i in index]
+        cosines = cosine(z_hat, model.encode([text or "" for text in own])).tolist()
         for b, i in enumerate(index):
-            yield (
-                i,
-                {
-                    "prediction": final_answer(model, texts[b]),
-                    "nearest": candidates[nearest[b]],
-                    "cosine": round(similarity[b, column[examples[i].answer]].item(), 4),
-                },
-            )
+            row = {"prediction": final_answer(model, decoded[b]), "nearest": final_answer(model, nearest[b])}
+            row["cosine"] = None if own[b] is None else round(cosines[b], 4)
+            if view == "program":
+                row["gold_program"] = own[b]
+                row["program"], row["nearest_program"] = (x[b].partition(" ####")[0] for x in (decoded, nearest))
+            yield i, row
 
 
-def constants(examples: list[Example], train_examples: Iterable[Example]) -> dict:
-    """What always giving one answer comes to: the majority class of training, and the best constant in hindsight."""
+def constants(examples: list[Example], train_examples: list[Example], config: Config) -> dict:
+    """What always giving one answer comes to: the majority class of training, and the best constant in hindsight;
+    where programs are wanted also the training split's commonest program, computed for each question."""
     gold = [e.answer for e in examples]
     majority = Counter(e.answer for e in train_examples).most_common(1)[0][0]
     oracle, oracle_hits = Counter(gold).most_common(1)[0]
-    return {
+    found = {
         "constant_from_train": gold.count(majority) / len(gold),
         "constant_from_train_answer": majority,
         "constant_best_on_test": oracle_hits / len(gold),
         "constant_best_on_test_answer": oracle,
     }
+    if config.answer_view == "program":
+        programs = Counter(answer_view_text(e, "program") for e in train_examples)
+        program = next(text for text, _ in programs.most_common() if text)
+        hits = sum(is_correct(compute(program, number_placeholders(e.question)[1]), e, config) for e in examples)
+        found |= {"majority_program": program, "majority_program_exact_match": hits / len(gold)}
+    return found
 
 
 def accuracy(
@@ -121,21 +143,32 @@ def accuracy(
 ) -> tuple[dict, list[dict]]:
     """-> (accuracy.json's dict, one dict a question for predictions.jsonl).
 
-    `answers` are the candidates of the nearest-latent read-out beside those of the examples. A question that does not
-    fit the context counts as wrong.
+    `answers` are the candidates of the nearest-latent read-out beside those of the examples; programs and solutions are
+    taken from the training examples. A question that does not fit the context counts as wrong.
     """
-    began = time.perf_counter()
-    candidates = sorted({e.answer for e in examples} | set(answers))
-    blank = {"prediction": "", "nearest": "", "cosine": None}
-    rows = [{"question": e.question, "gold": e.answer, **blank} for e in examples]
+    began, view = time.perf_counter(), model.config.answer_view
+    candidates = distinct_views(model, train_examples if view != "answer" else examples)
+    candidates = sorted({*candidates, *(answers if view == "answer" else ())})
+    rows = [
+        {"question": e.question, "gold": e.answer, "prediction": "", "nearest": "", "cosine": None} for e in examples
+    ]
     for i, found in predictions(model, examples, candidates, batch_size, progress):
         rows[i] |= found
 
+    correct = {
+        f"exact_match_{name}": [is_correct(row[key], e, model.config) for row, e in zip(rows, examples, strict=True)]
+        for name, key in (("decoded", "prediction"), ("nearest", "nearest"))
+    }
+    if view == "program":  # α+β and β+α are one equation
+        for name, key in (("decoded", "program"), ("nearest", "nearest_program")):
+            gold = [function_of(row.get("gold_program") or "") for row in rows]
+            correct[f"equation_{name}"] = [
+                bool(x) and function_of(row.get(key, "")) == x for row, x in zip(rows, gold, strict=True)
+            ]
     result = {"n": len(rows)}
-    for name, key in (("exact_match_decoded", "prediction"), ("exact_match_nearest", "nearest")):
-        hits = sum(same_answer(row[key], row["gold"]) for row in rows)
-        result |= {name: hits / len(rows), f"{name}_ci95": wilson(hits, len(rows))}
-    result |= constants(examples, train_examples)
+    for name, hits in correct.items():
+        result |= {name: sum(hits) / len(rows), f"{name}_ci95": wilson(sum(hits), len(rows))}
+    result |= constants(examples, train_examples, model.config)
     return result | {"seconds": round(time.perf_counter() - began, 3)}, rows
 
 
@@ -143,9 +176,10 @@ def load_examples(model: NanoJEPA, config: EvalConfig) -> tuple[list[Example], l
     """The data of the run -> (examples of `config.split`, at most `limit`; training examples; the split's answers)."""
     source = model.config
     if config.data_dir:
-        source = replace(source, dataset="gsm8k", data_dir=config.data_dir)
+        dataset = "pairs" if source.dataset == "pairs" else "gsm8k"
+        source = replace(source, dataset=dataset, data_dir=config.data_dir)
     splits = load_splits(source)
-    answers = sorted({e.answer for e in splits[config.split]})  # all of them: a --limit must not make retrieval easier
+    answers = distinct_views(model, splits[config.split])  # all of them: a --limit must not make retrieval easier
     return splits[config.split][: config.limit or None], splits["train"], answers
 
 
@@ -162,9 +196,14 @@ def report(result: dict, config: EvalConfig, model: NanoJEPA) -> str:
     for label, name in (
         (f"decoded greedily {readout}", "exact_match_decoded"),
         ("nearest answer latent", "exact_match_nearest"),
+        ("equation decoded", "equation_decoded"),
+        ("equation of the nearest latent", "equation_nearest"),
+        (f"always the program {result.get('majority_program')}", "majority_program_exact_match"),
         (f"always {result['constant_from_train_answer']!r}, majority class of training", "constant_from_train"),
         (f"always {result['constant_best_on_test_answer']!r}, the oracle constant", "constant_best_on_test"),
     ):
+        if name not in result:
+            continue
         interval = result.get(f"{name}_ci95")
         shown = f"   95% interval {interval[0]:.2%} to {interval[1]:.2%}" if interval else ""
         lines.append(f"  {label:<44}{result[name]:8.2%}{shown}")

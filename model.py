@@ -221,14 +221,18 @@ class NanoJEPA(
         """B questions -> B texts. Under --mask causal the ordinary way, token by token after the question, each token
         by `choose(logits)`; a program is followed by what it computes."""
         if self.config.mask != "causal":
-            return self.decode(self.predict(questions), max_new_tokens)
+            return self.computed(self.decode(self.predict(questions), max_new_tokens), questions)
         t = self.tokenizer
         tokens, segment = self._padded([[*ids, t.pred, t.ans] for ids in self.tokenize(questions)])
-        texts = self._generate(self.embed(tokens), segment, max_new_tokens, choose)
-        if self.config.answer_view == "program":
-            numbers = [number_placeholders(q)[1] for q in questions]
-            return [f"{text} #### {compute(text, known)}" for text, known in zip(texts, numbers, strict=True)]
-        return texts
+        return self.computed(self._generate(self.embed(tokens), segment, max_new_tokens, choose), questions)
+
+    def computed(self, texts: list[str], questions: list[str]) -> list[str]:
+        """What was read out of B questions' latents -> the same; 'α+β' becomes 'α+β #### 42' under --answer-view
+        program, by the numbers of its question."""
+        if self.config.answer_view != "program":
+            return texts
+        numbers = [number_placeholders(q)[1] for q in questions]
+        return [f"{text} #### {compute(text, known)}" for text, known in zip(texts, numbers, strict=True)]
 
     def _generate(self, x: Tensor, segment: Tensor, max_new_tokens: int | None, choose: Callable) -> list[str]:
         """Embeddings x (B, T, C), segment (B, T) with -1 for padding behind a row -> the continuation of each row.
@@ -236,7 +240,8 @@ class NanoJEPA(
         Keys and values are cached; the padding of shorter rows is never attended to.
         """
         B, eos = len(x), self.tokenizer.eos
-        limit, cache = max_new_tokens or self.config.max_new_tokens, [[] for _ in self.trunk.blocks]
+        limit = max_new_tokens or self.config.max_new_tokens or self.config.block_size
+        cache = [[] for _ in self.trunk.blocks]
         valid = segment >= 0
         last = valid.sum(1) - 1  # (B,) column of each row's last token
         h = self.trunk(x, positions_of(x), jepa_mask(segment, "causal"), cache)

@@ -19,7 +19,7 @@ from common.batching import length_bucketed, make_batches
 from common.checkpoint import clear_run, open_run, write_json
 from common.device import Distributed, resolve_device
 from common.loop import fit, last_metrics, mean_metrics, read_log
-from common.options import UserError, parse, run_main
+from common.options import parse, run_main
 from common.plots import BLUE, DOTTED, ORANGE, THIN, plot_curves, whole_windows
 from common.sources import Example
 from common.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
@@ -29,6 +29,7 @@ from eval_alignment import alignment
 from evaluate_accuracy import accuracy, exact_match
 from model import NanoJEPA, jepa_mask
 
+MIN_STEPS = 2_000  # what --epochs 0 trains at least: a small file of one's own is passed many times
 PROGRESS = {"token_loss": "token", "jepa_loss": "jepa", "cos_own": "cos", "cos_other": "other"}
 
 
@@ -52,6 +53,21 @@ def describe(batch: Batch, tokenizer: Tokenizer, mask: str) -> str:
         row = "".join("■" if sees[i, j] else "·" for j in shown)
         predicts = piece(target[i]) if i in target else "-"
         lines.append(f"{i:>3} {piece(tokens[i]):<16}{predicts:<16}{row}")
+    return "\n".join(lines)
+
+
+def overview(model: NanoJEPA, steps_per_epoch: int, n_train: int) -> str:
+    """Three lines on the model, the schedule and the objective; a fourth where the schedule ends in its warm-up."""
+    config, steps = model.config, model.config.epochs * steps_per_epoch
+    shape = f"{config.n_layer} layers, {config.n_head} heads, width {config.n_embd}, vocabulary {config.vocab_size:,}"
+    lines = [
+        f"model      {model.n_params() / 1e6:.2f}M parameters: {shape}; mask {config.mask}",
+        f"schedule   {config.epochs} epochs of {steps_per_epoch} steps of {min(config.batch_size, n_train)} examples",
+        f"objective  L_token + {config.jepa_weight:g} (1 - cos)",
+    ]
+    if steps <= config.warmup_steps:
+        warning = f"{steps} steps are all warm-up, --lr {config.lr:g} is never reached: --epochs 0 makes 2,000 steps"
+        lines.insert(2, f"WARNING    {warning}")
     return "\n".join(lines)
 
 
@@ -124,20 +140,6 @@ def report(summary: dict, config: Config, n_test: int) -> str:
 # ------------------------------------------------------------------------------------------------ main
 
 
-def check(config: Config, train: TokenizedDataset) -> None:
-    """Options that do not go together."""
-    if config.answer_view == "answer":
-        return
-    if config.mask != "causal":
-        raise UserError(f"--answer-view {config.answer_view} is for the language model: it needs --mask causal")
-    longest = train.m.max()
-    if longest >= config.max_new_tokens:
-        raise UserError(
-            f"the longest {config.answer_view} has {longest} tokens: --max-new-tokens {config.max_new_tokens} "
-            f"cuts it before its answer; give {longest + 1} or more"
-        )
-
-
 def main(argv: list[str] | None = None) -> None:
     config = open_run(*parse(Config, PRESETS, __doc__.split("\n\n")[0], argv))
     device = resolve_device(config.device, config.precision)
@@ -150,11 +152,13 @@ def main(argv: list[str] | None = None) -> None:
     if config.resume:
         tokenizer = load_tokenizer(config.tokenizer, run)
     else:
-        tokenizer = train_tokenizer(config.tokenizer, view_texts(splits["train"], config.answer_view))
+        texts = view_texts(splits["train"], config.answer_view)
+        tokenizer = train_tokenizer(config.tokenizer, texts, keep_spaces=config.dataset == "pairs")
     config = replace(config, vocab_size=tokenizer.n_vocab)
     train, val = (TokenizedDataset(splits[name], tokenizer, config, name) for name in ("train", "val"))
-    check(config, train)
+    config = replace(config, max_new_tokens=config.max_new_tokens or int(train.m.max()) + 1)  # with [EOS]
     steps_per_epoch, batches = make_batches(train, config, distributed.rank, distributed.world)
+    config = replace(config, epochs=config.epochs or -(-MIN_STEPS // steps_per_epoch))
     seconds = time.perf_counter() - began
 
     # model
@@ -164,12 +168,9 @@ def main(argv: list[str] | None = None) -> None:
 
     processes = f", {distributed.world} processes" if distributed.world > 1 else ""
     sizes = f"{len(train):,} training, {len(val):,} validation, {len(splits['test']):,} test examples"
-    shape = f"{config.n_layer} layers, {config.n_head} heads, width {config.n_embd}, vocabulary {tokenizer.n_vocab:,}"
     say(f"device     {device.why}{processes}")
     say(f"data       {config.dataset}: {sizes}; {train.length.mean():.1f} tokens each; read in {seconds:.1f} s")
-    say(f"model      {model.n_params() / 1e6:.2f}M parameters: {shape}; mask {config.mask}")
-    say(f"schedule   {config.epochs} epochs of {steps_per_epoch} steps of {config.batch_size} examples")
-    say(f"objective  L_token + {config.jepa_weight:g} (1 - cos)\n")
+    say(overview(model, steps_per_epoch, len(train)) + "\n")
     say(describe(train.batch([0]), tokenizer, config.mask) + "\n")
 
     # train

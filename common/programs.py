@@ -49,17 +49,37 @@ def calculate(expression: str, names: dict[str, float]) -> float:
     return SimpleEval(operators=OPERATORS, functions={}, names=names).eval(as_floats)
 
 
-def compute(program: str, numbers: dict[str, float]) -> str:
-    """A program -> its last result as text, "" if it is none or divides by zero."""
+def value_of(program: str, numbers: dict[str, float]) -> float:
+    """A program -> its last result, NaN if it is none or divides by zero."""
     known, value = dict(numbers), math.nan
     try:
         for step, name in zip(program.split(","), RESULTS, strict=False):
             if not re.fullmatch(rf"{_TERM}(?:[-+*/]{_TERM})*", step):
-                return ""
+                return math.nan
             known[name] = value = calculate(step, known)
-        return f"{value:.6f}".rstrip("0").rstrip(".") if math.isfinite(value) else ""
     except Exception:  # a letter that stands for nothing, a division by zero, an open or a thousand parentheses
-        return ""
+        return math.nan
+    return value
+
+
+def compute(program: str, numbers: dict[str, float]) -> str:
+    """A program -> its last result as text, "" if it is none or divides by zero."""
+    value = value_of(program, numbers)
+    return f"{value:.6f}".rstrip("0").rstrip(".") if math.isfinite(value) else ""
+
+
+def computable(program: str, numbers: dict[str, float]) -> bool:
+    """Does a question with these numbers have all that a program reads?"""
+    return set(program) & set(PLACEHOLDERS) <= numbers.keys()
+
+
+PROBES = {name: 2 + (0.618034 * (i + 1)) % 1 * 7 for i, name in enumerate(PLACEHOLDERS)}  # spread over 2 … 9
+
+
+def function_of(program: str) -> str:
+    """What a program computes at fixed numbers, equal for α+β and β+α; the program itself if it computes nothing."""
+    value = value_of(program, PROBES)
+    return f"{value:.9g}" if math.isfinite(value) else program
 
 
 def program_of(example: Example) -> str | None:

@@ -18,7 +18,7 @@ import numpy as np
 
 from common.options import UserError
 
-N_VAL = 500  # GSM8K training questions set aside for validation
+N_VAL = 500  # most training questions that are set aside for validation; GSM8K's number
 VAL_SEED = 0  # fixed: every run sets aside the same ones, whatever its --seed
 
 
@@ -76,6 +76,8 @@ def equations(example: Example) -> str:
 
 # ---------------------------------------------------------------------------------------------- files
 
+TEXT_KEYS = (("question", "answer"), ("input", "target"))  # of two texts
+
 
 def parse_lines(path: str | Path) -> Iterator[tuple[int, object]]:
     """JSONL file -> (line number, parsed line) pairs; empty lines are passed over, a bad one is named."""
@@ -90,7 +92,7 @@ def parse_lines(path: str | Path) -> Iterator[tuple[int, object]]:
                     raise UserError(f"{path}:{number}: not valid JSON ({error.msg} at column {error.colno})") from None
 
 
-def _examples(rows: Iterable[tuple[int, object]], where: str | Path) -> list[Example]:
+def _math_examples(rows: Iterable[tuple[int, object]], where: str | Path) -> list[Example]:
     """(line number, row) pairs -> examples. Rows without an answer are counted and printed, never hidden."""
     examples, skipped = [], []
     for line, row in rows:
@@ -110,13 +112,26 @@ def _examples(rows: Iterable[tuple[int, object]], where: str | Path) -> list[Exa
     return examples
 
 
-def load_jsonl(path: str | Path) -> list[Example]:
-    """File in GSM8K's format, one {"question", "answer"} a line."""
-    if not Path(path).is_file():
-        raise UserError(
-            f"{path}: no such file; --data-dir is a folder with train.jsonl and test.jsonl in GSM8K's format"
+def _text_examples(rows: Iterable[tuple[int, object]], where: str | Path) -> list[Example]:
+    """The same of any two texts: the answer is all of the second one."""
+    examples = []
+    for line, row in rows:
+        keys = next(
+            (k for k in TEXT_KEYS if isinstance(row, dict) and all(isinstance(row.get(x), str) for x in k)), None
         )
-    return _examples(parse_lines(path), path)
+        if keys is None:
+            raise UserError(f'{where}:{line}: needs the strings "question" and "answer", or "input" and "target"')
+        examples.append(Example(*(row[key].strip() for key in keys)))
+    if not examples:
+        raise UserError(f"{where}: no rows")
+    return examples
+
+
+def load_jsonl(path: str | Path, dataset: str = "gsm8k") -> list[Example]:
+    """File in GSM8K's format, one {"question", "answer"} a line; under `pairs` the answer is any text."""
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file; --data-dir is a folder with train.jsonl and test.jsonl")
+    return (_text_examples if dataset == "pairs" else _math_examples)(parse_lines(path), path)
 
 
 def download_gsm8k() -> tuple[list[Example], list[Example]]:
@@ -130,19 +145,26 @@ def download_gsm8k() -> tuple[list[Example], list[Example]]:
             f"could not download openai/gsm8k from the Hub ({type(error).__name__}). Without a network: "
             "--data-dir DIR (a folder with train.jsonl and test.jsonl), or another --dataset"
         ) from error
-    return tuple(_examples(enumerate(found[split], 1), f"openai/gsm8k {split}") for split in ("train", "test"))
+    return tuple(_math_examples(enumerate(found[split], 1), f"openai/gsm8k {split}") for split in ("train", "test"))
+
+
+def load_folder(data_dir: str, dataset: str = "gsm8k") -> dict[str, list[Example]]:
+    """DIR -> {"train", "val", "test"}. Validation is DIR/val.jsonl, or always the same training questions."""
+    files = {split: Path(data_dir) / f"{split}.jsonl" for split in ("train", "val", "test")}
+    if not files["val"].is_file():
+        return with_validation(*(load_jsonl(files[split], dataset) for split in ("train", "test")))
+    return {split: load_jsonl(path, dataset) for split, path in files.items()}
 
 
 def load_gsm8k(data_dir: str = "") -> dict[str, list[Example]]:
-    """{"train", "val", "test"}. Validation is DIR/val.jsonl, or always the same 500 training questions."""
-    if data_dir:
-        train, test = (load_jsonl(Path(data_dir) / f"{split}.jsonl") for split in ("train", "test"))
-        if (Path(data_dir) / "val.jsonl").is_file():
-            return {"train": train, "val": load_jsonl(Path(data_dir) / "val.jsonl"), "test": test}
-    else:
-        train, test = download_gsm8k()
+    """{"train", "val", "test"} of a folder in GSM8K's format, or of the Hub."""
+    return load_folder(data_dir) if data_dir else with_validation(*download_gsm8k())
+
+
+def with_validation(train: list[Example], test: list[Example]) -> dict[str, list[Example]]:
+    """-> {"train", "val", "test"}: a tenth of the training examples, at most 500, is set aside for validation."""
     order = np.random.default_rng(VAL_SEED).permutation(len(train))
-    n_val = min(N_VAL, len(train) // 5)  # a small file of one's own keeps at least four fifths for training
+    n_val = min(N_VAL, -(-len(train) // 10))
     return {
         "train": [train[i] for i in sorted(order[n_val:])],
         "val": [train[i] for i in sorted(order[:n_val])],

@@ -108,8 +108,11 @@ class BPETokenizer(Tokenizer):
         return "".join(str((ord(c) - cls.FIRST) % 10) if 0 <= ord(c) - cls.FIRST < 10 * cls.PLACES else c for c in text)
 
     @classmethod
-    def train(cls, texts: Iterable[str], n_vocab: int) -> "BPETokenizer":
-        """Texts -> a tokenizer of `n_vocab` entries in all (fewer if the texts hold fewer merges)."""
+    def train(cls, texts: Iterable[str], n_vocab: int, keep_spaces: bool = False) -> "BPETokenizer":
+        """Texts -> a tokenizer of `n_vocab` entries in all (fewer if the texts hold fewer merges).
+
+        With `keep_spaces` a space before a number is a token of its own, and decoding gives back the very text.
+        """
         bpe = tokenizers.Tokenizer(models.BPE())
         words = pre_tokenizers.Split(tokenizers.Regex(r" ?\p{L}+| ?[^\s\p{L}]+|\s"), "isolated")
         to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -122,7 +125,7 @@ class BPETokenizer(Tokenizer):
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         )
         bpe.train_from_iterator((re.sub("[0-9]", "", text) for text in texts), trainer)
-        bpe.add_tokens([tokenizers.AddedToken(c, lstrip=True, normalized=False) for c in digits])
+        bpe.add_tokens([tokenizers.AddedToken(c, lstrip=not keep_spaces, normalized=False) for c in digits])
         return cls(bpe)
 
     def encode(self, texts):
@@ -137,7 +140,7 @@ class BPETokenizer(Tokenizer):
             self.bpe.save(str(path))
 
 
-def train_tokenizer(name: str, texts: Iterable[str]) -> Tokenizer:
+def train_tokenizer(name: str, texts: Iterable[str], keep_spaces: bool = False) -> Tokenizer:
     """`gpt2`, or `bpe:N` trained on the texts."""
     if name == "gpt2":
         return GPT2Tokenizer()
@@ -147,7 +150,7 @@ def train_tokenizer(name: str, texts: Iterable[str]) -> Tokenizer:
             f"--tokenizer {name}: must be gpt2, or bpe:N with N >= 340 "
             "(256 bytes, 80 digits at their places, 4 special tokens)"
         )
-    return BPETokenizer.train(texts, int(size))
+    return BPETokenizer.train(texts, int(size), keep_spaces)
 
 
 def load_tokenizer(name: str, folder: str | Path) -> Tokenizer:

@@ -142,6 +142,7 @@ def is_trained(folder: Path, config: Config) -> bool:
         return False
     found = read_json(folder / "config.json")
     ignored = {"vocab_size", "resume", "overwrite", "data_dir", "run", "device"}
+    ignored |= {name for name in ("epochs", "max_new_tokens") if not getattr(config, name)}  # train.py filled them in
     return all(found.get(name) == value for name, value in asdict(config).items() if name not in ignored)
 
 

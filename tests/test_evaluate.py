@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers import call, same
 from matplotlib.colors import to_hex
-from tiny import ANSWERS, PROBLEMS, QUESTIONS, tiny_model
+from tiny import ANSWERS, PROBLEMS, QUESTIONS, tiny_config, tiny_model
 
 import eval_alignment
 import evaluate_accuracy
@@ -193,9 +193,43 @@ def test_batches_of_like_length_hold_every_question_once():
 
 def test_constants_are_what_no_model_is_needed_for():
     test, train = ([Example("?", a) for a in answers] for answers in ("1223", "3331"))
-    found = constants(test, train)
+    found = constants(test, train, tiny_config())
     assert (found["constant_from_train"], found["constant_from_train_answer"]) == (0.25, "3")
     assert (found["constant_best_on_test"], found["constant_best_on_test_answer"]) == (0.5, "2")
+
+
+SUM, MINUS = (
+    Example(f"{words} 8 and 2?", answer, op, f"<<8{op}2={answer}>> #### {answer}")
+    for words, op, answer in (("The sum of", "+", "10"), ("Of", "-", "6"))
+)
+
+
+def test_where_programs_are_wanted_the_majority_program_is_a_baseline_too():
+    found = constants([SUM, MINUS, MINUS], [SUM, SUM, MINUS], tiny_config(answer_view="program"))
+    assert (found["majority_program"], found["majority_program_exact_match"]) == ("α+β", 1 / 3)
+
+
+def test_programs_are_decoded_and_retrieved_among_the_computable_ones_of_training(monkeypatch):
+    triple = Example("Of 9, 2 and 4?", "15", "++", "<<9+2+4=15>> #### 15")
+    model = tiny_model(answer_view="program").eval()
+    monkeypatch.setattr(NanoJEPA, "decode", lambda self, z_hat: ["β+α"] * len(z_hat))
+    result, rows = accuracy(model, [SUM, MINUS], [SUM, triple])
+    assert [row["nearest_program"] for row in rows] == ["α+β"] * 2, "α-β is the test split's"
+    assert [row["prediction"] for row in rows] == [row["nearest"] for row in rows] == ["10", "10"]
+    assert result["exact_match_decoded"] == result["equation_decoded"] == result["equation_nearest"] == 0.5
+
+
+def test_an_example_without_a_program_counts_as_wrong_and_has_no_cosine():
+    model = tiny_model(answer_view="program").eval()
+    result, rows = accuracy(model, [SUM, Example("Of 8?", "77", "", "#### 77")], [SUM])
+    assert result["equation_nearest"] == 0.5 and rows[1]["cosine"] is None and rows[1]["gold_program"] is None
+
+
+def test_pairs_are_compared_as_texts(monkeypatch):
+    monkeypatch.setattr(NanoJEPA, "decode", lambda self, z_hat: ["7.0", "a dog"])
+    examples = [Example("seven", "7"), Example("hound", "a dog")]
+    for dataset, correct in (("pairs", 0.5), ("gsm8k", 1.0)):
+        assert accuracy(tiny_model(dataset=dataset).eval(), examples, examples)[0]["exact_match_decoded"] == correct
 
 
 def test_only_what_follows_the_mark_of_a_worked_solution_is_its_answer():

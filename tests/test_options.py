@@ -117,7 +117,7 @@ def test_a_wrong_command_line_names_the_culprit(capsys, argv):
 
 
 @pytest.mark.parametrize(
-    "words", ("--log-every 0", "--n-head 0", "--lr nan", "--lr inf", "--dropout 1.5", "--epochs 0", "--seed -1")
+    "words", ("--log-every 0", "--n-head 0", "--lr nan", "--lr inf", "--dropout 1.5", "--epochs -1", "--seed -1")
 )
 def test_a_number_out_of_range_is_refused_with_the_range(words, capsys):
     message = refused(capsys, *words.split(), presets={})

@@ -6,7 +6,7 @@ import time
 import pytest
 from simpleeval import InvalidExpression
 
-from common.programs import calculate, compute, number_placeholders, program_of
+from common.programs import calculate, computable, compute, function_of, number_placeholders, program_of
 from common.sources import Example, load_jsonl
 
 APPLES = Example(
@@ -35,6 +35,18 @@ def test_numbers_are_read_as_they_are_written_and_equal_ones_share_a_letter():
 def test_a_program_is_the_solution_over_letters_and_computes_its_answer():
     assert program_of(APPLES) == "β*γ,α+a"
     assert compute("β*γ,α+a", number_placeholders(APPLES.question)[1]) == "60"
+
+
+def test_programs_that_compute_the_same_are_one_function_and_others_are_not():
+    for same in (("α+β", "β+α"), ("α-(β+γ)", "α-β-γ"), ("α*β,a+γ", "γ+α*β"), ("nonsense", "nonsense")):
+        assert function_of(same[0]) == function_of(same[1])
+    programs = ("α+β", "α-β", "β-α", "α*β", "α/β", "β/α", "α+γ", "α*2", "α+2", "(α+β)/γ", "α+β/γ", "nonsense", "")
+    assert len({function_of(program) for program in programs}) == len(programs)
+
+
+def test_a_program_is_computable_where_the_question_has_its_numbers():
+    _, numbers = number_placeholders("2 and 3")
+    assert computable("α*β,a/100", numbers) and computable("", numbers) and not computable("α+γ", numbers)
 
 
 @pytest.mark.parametrize(

@@ -183,7 +183,20 @@ def questions(splits: dict) -> dict[str, list[str]]:
     return {split: [e.question for e in examples] for split, examples in splits.items()}
 
 
-@pytest.mark.parametrize("n_train, n_val", ((60, 12), (3000, 500)))
+def test_pairs_are_any_two_texts_under_either_names(tmp_path):
+    rows = ('{"question": " a dog ", "answer": "un 1,0 chien"}', '{"input": "x", "target": "#### 7"}')
+    (tmp_path / "a.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    assert load_jsonl(tmp_path / "a.jsonl", "pairs") == [Example("a dog", "un 1,0 chien"), Example("x", "#### 7")]
+
+
+@pytest.mark.parametrize("row", ('{"question": "a"}', '{"input": "a", "answer": "b"}', "[1]", '{"input": 1}'))
+def test_a_row_that_is_no_pair_is_named(tmp_path, row):
+    (tmp_path / "a.jsonl").write_text(row, encoding="utf-8")
+    with pytest.raises(UserError, match='a.jsonl:1: needs the strings "question" and "answer", or "input"'):
+        load_jsonl(tmp_path / "a.jsonl", "pairs")
+
+
+@pytest.mark.parametrize("n_train, n_val", ((60, 6), (3000, 300), (6000, 500)))
 def test_splits_of_a_folder_are_disjoint_and_complete(tmp_path, n_train, n_val):
     found = questions(load_gsm8k(folder_of(tmp_path, n_train, 7)))
     assert [len(found[split]) for split in ("train", "val", "test")] == [n_train - n_val, n_val, 7]

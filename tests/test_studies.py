@@ -197,9 +197,9 @@ def small_gsm8k(tmp_path):
 def test_the_script_writes_the_questions_then_the_others_and_the_same_validation(tmp_path, small_gsm8k):
     for out, option in (("plain", "--no-equations"), ("equations", "--equations")):
         done = call(resample_numbers, "--data-dir", small_gsm8k, "--out", tmp_path / out, "--times", 2, option)
-        assert "of 8 of 8 training questions" in done.stdout
+        assert "of 9 of 9 training questions" in done.stdout
     before, plain, only = (load_gsm8k(str(tmp_path / name)) for name in ("data", "plain", "equations"))
-    assert plain["train"][:8] == before["train"] and len(plain["train"]) > 8
+    assert plain["train"][:9] == before["train"] and len(plain["train"]) > 9
     assert (plain["val"], plain["test"]) == (before["val"], before["test"])
     assert [(e.question, e.answer) for e in only["train"]] == [(e.question, e.answer) for e in plain["train"]]
     assert only["train"][0].solution == "48+24=72 #### 72"
@@ -222,7 +222,7 @@ def test_a_study_writes_the_data_that_its_run_reads(tmp_path, monkeypatch, small
     _, config = study_runs.command(options, 1, args)
     assert config.data_dir == str(tmp_path / "resampled-4")
     splits = study_runs.splits_of(options, config, args)
-    assert len(splits["train"]) > 30 and len(splits["val"]) == len(splits["test"]) == 2
+    assert len(splits["train"]) > 30 and (len(splits["val"]), len(splits["test"])) == (1, 2)
 
 
 # ------------------------------------------------------------------------------------------- collect

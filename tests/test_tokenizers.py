@@ -1,5 +1,6 @@
 """common/tokenizers.py: GPT-2's vocabulary and the trained BPE, whose numbers are digits at their places."""
 
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -78,6 +79,13 @@ def test_a_digit_is_one_token_that_shows_its_place(bpe):
     for text in ("Tom has 47 pears.", "47 pears", "47.", "(47)", "$47"):
         ids = bpe.encode([text])[0]
         assert any(ids[i : i + 2] == alone for i in range(len(ids))), text
+
+
+def test_with_spaces_kept_any_text_comes_back_as_it_was():
+    texts = ["has 12 pears", "x2 = 3 .  4", "[0-9]{3,} 007", " 1 é\n"]
+    for keep_spaces, back in ((True, texts), (False, [re.sub(" +(?=[0-9])", "", text) for text in texts])):
+        t = train_tokenizer("bpe:400", texts, keep_spaces)
+        assert [t.decode(ids) for ids in t.encode(texts)] == back
 
 
 def test_common_words_are_one_token(bpe):

@@ -13,6 +13,8 @@ import torch
 from helpers import call, same, script, torchrun, weights
 from tiny import TINY, TOKENIZER, tiny_data
 
+import eval_alignment
+import evaluate_accuracy
 import train
 from common.checkpoint import read_json
 from common.loop import read_log
@@ -254,8 +256,6 @@ def test_two_processes_train_as_one_on_the_same_global_batch(tmp_path):
         ("--lr 1e30 --warmup-steps 0 --grad-clip 0", "the loss is"),
         ("--run /proc/nowhere", "cannot write there"),
         ("--grad-accum 32", "less than one example for each of the 32 micro-batches"),
-        ("--answer-view solution", "it needs --mask causal"),
-        ("--mask causal --answer-view solution --max-new-tokens 4", "--max-new-tokens 4 cuts it before its answer"),
     ),
 )
 def test_a_users_mistake_is_one_line_and_no_traceback(words, message, tmp_path):
@@ -290,7 +290,33 @@ def test_a_folder_of_ones_own_is_trained_on_and_its_validation_file_is_validated
     assert "40 training, 7 validation, 5 test examples" in done.stdout
     (data / "val.jsonl").unlink()
     done = call(train, *words, "--data-dir", data, "--run", tmp_path / "run", "--overwrite")
-    assert "32 training, 8 validation, 5 test examples" in done.stdout
+    assert "36 training, 4 validation, 5 test examples" in done.stdout
+
+
+PAIRS = [(f"{x} has {n} {y}", f"{y} {n}") for x in ("Ana", "Bo") for y in ("pen", "cup") for n in range(9)]
+
+
+def test_two_texts_of_ones_own_are_learned_measured_and_compared_as_texts(tmp_path):
+    for split in ("train", "val", "test"):
+        rows = [{"input": a, "target": b} for a, b in PAIRS]
+        (tmp_path / f"{split}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    words = "--dataset pairs --epochs 120 --batch-size 18 --n-embd 32 --lr 1e-2 --decode-pred-weight 1 --dropout 0"
+    done = call(train, *SHORT, "--final-eval", *words.split(), "--data-dir", tmp_path, "--run", tmp_path / "run")
+    assert read_json(tmp_path / "run" / "summary.json")["exact_match"] > 0.9, done.stdout
+    for module in (eval_alignment, evaluate_accuracy):
+        call(module, "--run", tmp_path / "run")
+    assert read_json(tmp_path / "run" / "accuracy.json")["dataset"] == "pairs"
+    assert "neighbours_share_ops" not in read_json(tmp_path / "run" / "alignment.json")
+
+
+def test_a_schedule_that_ends_in_its_warm_up_is_warned_of_and_epochs_0_makes_enough_steps(tmp_path):
+    data = folder_of(tmp_path / "data", train=60, test=5)
+    words = [*SHORT, "--dataset", "gsm8k", "--data-dir", data, "--max-steps", "1", "--batch-size", "27"]
+    done = call(train, *words, "--run", tmp_path / "few", "--epochs", "25")
+    assert "WARNING    50 steps are all warm-up" in done.stdout
+    done = call(train, *words, "--run", tmp_path / "enough", "--epochs", "0")
+    assert "WARNING" not in done.stdout and "1000 epochs of 2 steps of 27 examples" in done.stdout
+    assert read_json(tmp_path / "enough" / "config.json")["epochs"] == 1000
 
 
 @pytest.fixture
@@ -307,14 +333,21 @@ def small_gsm8k(gsm8k, tmp_path) -> Path:
 def test_a_short_run_on_real_gsm8k_with_the_real_gpt2_encoding(small_gsm8k, gpt2_cache, tmp_path):
     small = "--n-embd 8 --n-layer 1 --n-head 2 --batch-size 8 --max-steps 8 --log-every 2 --lr 1e-2 --warmup-steps 1"
     words = [*small.split(), "--no-final-eval", "--data-dir", small_gsm8k, "--run", tmp_path / "run", "--device", "cpu"]
-    assert "80 training, 20 validation, 20 test examples" in call(train, *words).stdout
+    assert "90 training, 10 validation, 20 test examples" in call(train, *words).stdout
     losses = [row["token_loss"] for row in read_log(tmp_path / "run")[0]]
     assert losses[-1] < losses[0] and read_json(tmp_path / "run" / "config.json")["tokenizer"] == "gpt2"
 
 
-def test_a_language_model_is_trained_on_programs_of_real_gsm8k(small_gsm8k, tmp_path):
-    options = "--dataset gsm8k --tokenizer bpe:512 --block-size 320 --mask causal --decode-weight 0 --jepa-weight 0"
-    further = "--max-steps 3 --answer-view program --max-new-tokens 80"
-    done = call(train, *SHORT, *options.split(), *further.split(), "--data-dir", small_gsm8k, "--run", tmp_path / "r")
+@pytest.mark.parametrize("mask", ("causal", "jepa"))
+def test_programs_of_real_gsm8k_are_trained_on_decoded_and_computed(small_gsm8k, tmp_path, mask):
+    options = f"--dataset gsm8k --tokenizer bpe:512 --block-size 320 --max-steps 3 --answer-view program --mask {mask}"
+    done = call(train, *SHORT, *options.split(), "--data-dir", small_gsm8k, "--run", tmp_path / "r")
     assert "examples whose solution is no program" in done.stdout
     assert load_run(tmp_path / "r").answer(["Ana has 3 pens and 4 books."], 3)[0].count("####") == 1
+    longest = read_json(tmp_path / "r" / "config.json")["max_new_tokens"]
+    assert longest > 20, "of the longest training program and [EOS]"
+
+
+def test_the_latent_of_a_whole_solution_can_be_the_target(tmp_path):
+    call(train, *SHORT, "--final-eval", "--answer-view", "solution", "--run", tmp_path / "r")
+    assert {"exact_match", "retrieval_at_1"} <= read_json(tmp_path / "r" / "summary.json").keys()
