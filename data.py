@@ -87,7 +87,7 @@ class Batch(BatchMixin):
     question_at, question_ids      (K,)   positions of `tokens` that predict a question token, and that token
     pred_at, eos_at                (N,)   positions of [PRED] and of [EOS]
     answer_at                      (K',)  positions of `tokens` that would predict an answer token (--mask causal)
-    decode_tokens                  (N, M) answer tokens: the decode pass reads [latent] a1 … am
+    answer_tokens                  (N, M+2) answer views, [ANS] a1 … am [EOS]; the decode pass reads [latent] a1 … am
     decode_at, answer_ids          (K',)  positions of the (N, M+1) decode pass that predict an answer token or [EOS]
     mismatched                     (N,)   an example of the batch with another answer: each cosine's control; -1 if none
     loss_denominators              floats that summed losses are divided by: targets and examples of the whole step
@@ -101,7 +101,7 @@ class Batch(BatchMixin):
     pred_at: Tensor
     eos_at: Tensor
     answer_at: Tensor
-    decode_tokens: Tensor
+    answer_tokens: Tensor
     decode_at: Tensor
     answer_ids: Tensor
     mismatched: Tensor
@@ -192,8 +192,8 @@ class TokenizedDataset:
         # who predicts what
         question_at = ranges(begin, np.maximum(n - 1, 0))
         answer_at = ranges(begin + n + 1, m + 1)  # [ANS] a1 … am predict a1 … am [EOS]
-        decode_tokens = np.full((N, M), self.tokenizer.pad)
-        decode_tokens[np.arange(M) < m[:, None]] = tokens[ranges(begin + n + 2, m)]
+        answer_tokens = np.full((N, M + 2), self.tokenizer.pad)
+        answer_tokens[np.arange(M + 2) < m[:, None] + 2] = tokens[ranges(begin + n + 1, m + 2)]
         arrays = dict(
             tokens=tokens.reshape(N, T),
             segment=segment.reshape(N, T),
@@ -203,7 +203,7 @@ class TokenizedDataset:
             pred_at=begin + n,
             eos_at=begin + length - 1,
             answer_at=answer_at,
-            decode_tokens=decode_tokens,
+            answer_tokens=answer_tokens,
             decode_at=ranges(np.arange(N) * (M + 1), m + 1),
             answer_ids=tokens[answer_at + 1],
             mismatched=mismatched(self.answer_id[index]),

@@ -112,6 +112,10 @@ class NanoJEPA(
         if self.config.target == "stopgrad":
             return z.detach()
         with torch.no_grad():
+            if self.config.mask == "jepa":  # an answer view sees nothing else: it is encoded alone, for less work
+                h = self.target.trunk(self.target.embed(batch.answer_tokens), positions_of(batch.answer_tokens))
+                eos = batch.position_ids.flatten()[batch.eos_at]  # (N,) the view counts from 0
+                return h[torch.arange(len(h), device=h.device), eos]
             h = self.hidden_states(batch.tokens, batch.segment, batch.position_ids, self.target)
             return h.flatten(0, 1)[batch.eos_at]
 
@@ -121,7 +125,7 @@ class NanoJEPA(
 
     def decode_loss(self, latent: Tensor, batch: Batch) -> Tensor:
         """latent (N, C) -> (): the answer's tokens decoded from it, summed."""
-        h = self.decode_hidden_states(latent, batch.decode_tokens).flatten(0, 1)  # (N*(M+1), C)
+        h = self.decode_hidden_states(latent, batch.answer_tokens[:, 1:-1]).flatten(0, 1)  # (N*(M+1), C)
         return self.cross_entropy(h[batch.decode_at], batch.answer_ids)
 
     def regulariser_loss(self, z: Tensor, z_hat: Tensor) -> Tensor:

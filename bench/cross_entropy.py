@@ -106,7 +106,7 @@ class OneCall(NanoJEPA):
         config, n = self.config, batch.loss_denominators
         h = self.hidden_states(batch.tokens, batch.segment, batch.position_ids).flatten(0, 1)  # (B*T, C)
         z_hat, z = h[batch.pred_at], h[batch.eos_at]  # (N, C)
-        y = self.decode_hidden_states(z, batch.decode_tokens).flatten(0, 1)[batch.decode_at]  # (K', C)
+        y = self.decode_hidden_states(z, batch.answer_tokens[:, 1:-1]).flatten(0, 1)[batch.decode_at]  # (K', C)
 
         hidden, target = torch.cat((h[batch.question_at], y)), torch.cat((batch.question_ids, batch.answer_ids))
         question = h.new_full((len(batch.question_ids),), config.question_weight / n["question"])

@@ -166,13 +166,13 @@ def test_the_indices_of_a_batch_point_at_what_they_name():
         question += [(at, tokens[at + 1]) for at in q[:-2]]  # the last token of the question and [PRED] predict nothing
         answer += [(at, tokens[at + 1]) for at in a[:-1]]  # [EOS] predicts nothing
         ids = [tokens[at] for at in a[1:-1]]
-        M = batch.decode_tokens.shape[1]
-        assert batch.decode_tokens[k].tolist() == ids + [TOKENIZER.pad] * (M - len(ids))
-        decode += [(k * (M + 1) + j, token) for j, token in enumerate([*ids, TOKENIZER.eos])]
+        padding = [TOKENIZER.pad] * (batch.answer_tokens.shape[1] - len(a))
+        assert batch.answer_tokens[k].tolist() == [tokens[at] for at in a] + padding
+        decode += [(k * (batch.answer_tokens.shape[1] - 1) + j, token) for j, token in enumerate([*ids, TOKENIZER.eos])]
     assert list(zip(batch.question_at.tolist(), batch.question_ids.tolist(), strict=True)) == question
     assert list(zip(batch.answer_at.tolist(), batch.answer_ids.tolist(), strict=True)) == answer
     assert list(zip(batch.decode_at.tolist(), batch.answer_ids.tolist(), strict=True)) == decode
-    assert batch.decode_tokens.shape[0] == 40
+    assert batch.answer_tokens.shape[0] == 40
     assert batch.loss_denominators == {"question": len(question), "answer": len(answer), "examples": 40}
 
 
@@ -274,5 +274,5 @@ def test_the_batch_that_the_docstring_draws_is_the_one_that_is_made():
     assert drawn_rows("predicts", T)[:2] == [shown[:T], shown[T:]]
 
     drawing = data.__doc__.partition("decode pass")[2].split()
-    decoded = words.pieces(batch.decode_tokens[0].tolist())[0]
+    decoded = words.pieces(batch.answer_tokens[0].tolist())[1]
     assert drawing[:2] == ["z", decoded] and words.pieces(batch.answer_ids[:2].tolist()) == [decoded, "[EOS]"]

@@ -237,6 +237,12 @@ def test_only_target_grad_lets_l_jepa_pull_on_the_answers_latent(target, pulled)
     assert (h.grad[batch.pred_at] != 0).any() and (h.grad[batch.eos_at] != 0).any() == pulled
 
 
+def test_an_ema_targets_answers_are_encoded_alone_as_they_are_beside_their_questions():
+    model, batch = tiny_model(target="ema").eval(), tiny_data().batch(range(8))
+    h = model.hidden_states(batch.tokens, batch.segment, batch.position_ids, model.target).flatten(0, 1)
+    torch.testing.assert_close(model.target_latents(batch, h[batch.eos_at]), h[batch.eos_at].detach())
+
+
 def test_an_ema_target_is_not_dropped_out():
     """In train mode two passes of the target network differed, and both from what `encode` gives."""
     model, batch = tiny_model(target="ema", dropout=0.5).train(), tiny_data().batch(range(4))
