@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from bench.measure import hardware, peak_gib, save
 from common.device import Device, resolve_device
-from common.loop import make_optimizer
+from common.optimizers import make_optimizer
 from common.options import opt, parse, run_main
 from latent_stack.config import PRESETS, StackConfig
 from latent_stack.data import Batch

@@ -18,7 +18,7 @@ import torch
 from common.batching import epoch_order
 from common.checkpoint import write_json
 from common.device import Device
-from common.loop import make_optimizer
+from common.optimizers import make_optimizer
 from common.tokenizers import train_tokenizer
 from config import Config
 from data import TokenizedDataset, load_splits, view_texts

@@ -29,10 +29,11 @@ from tqdm import tqdm
 
 from common.checkpoint import atomic, save_model
 from common.device import Device, Distributed, keep_freed_memory, resolve_device
+from common.optimizers import make_optimizer
 from common.options import LoopConfig, UserError, program
 from common.transformer import Transformer
 
-# ----------------------------------------------------------------------------- schedule and optimiser
+# -------------------------------------------------------------------------------------------- schedule
 
 
 def learning_rate(step: int, total: int, config: LoopConfig) -> float:
@@ -46,18 +47,6 @@ def learning_rate(step: int, total: int, config: LoopConfig) -> float:
 def set_learning_rate(optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr
-
-
-def make_optimizer(model: torch.nn.Module, config: LoopConfig) -> torch.optim.AdamW:
-    """AdamW, one fused kernel a step; matrices decay, norm weights do not; every trained parameter is in one group."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    assert sum(len(g["params"]) for g in groups) == len(trained)
-    groups = [g for g in groups if g["params"]]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, config.beta2), fused=True)
 
 
 # ------------------------------------------------------------------------------------ checkpoint, resume

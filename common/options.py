@@ -56,10 +56,11 @@ class LoopConfig:
     eval_every: int = opt(0, "steps between validations; one also follows each epoch (0: only those)", low=0)
     batch_size: int = opt(32, "examples per optimiser step, over all processes and micro-batches", low=1)
     grad_accum: int = opt(1, "micro-batches per step and process; changes only losses on batch statistics", low=1)
+    optimizer: str = opt("adamw", "adamw, or muon for the matrices of Transformer blocks", ("adamw", "muon"))
     lr: float = opt(6e-4, "peak learning rate, reached after --warmup-steps", low=0.0, below=float("inf"))
     min_lr: float = opt(0.0, "learning rate at the end of the cosine decay, as a fraction of --lr", low=0.0)
     warmup_steps: int = opt(100, "steps of linear warm-up", low=0)
-    weight_decay: float = opt(0.1, "AdamW decay of matrices and embeddings; norm weights are not decayed", low=0.0)
+    weight_decay: float = opt(0.1, "decay of matrices and embeddings; norm weights are not decayed", low=0.0)
     beta2: float = opt(0.95, "AdamW second-moment decay; 0.95: batches are small, runs short", low=0.0, below=1.0)
     grad_clip: float = opt(1.0, "largest gradient norm (0: no clipping)", low=0.0)
 

@@ -23,7 +23,8 @@ from tqdm import tqdm
 from common.batching import epoch_order, make_batches
 from common.checkpoint import clear_run, open_run, write_json
 from common.device import Device, Distributed, resolve_device
-from common.loop import append_log, fit, last_metrics, learning_rate, make_optimizer, set_learning_rate
+from common.loop import append_log, fit, last_metrics, learning_rate, set_learning_rate
+from common.optimizers import make_optimizer
 from common.options import UserError, parse, run_main
 from common.plots import plot_loss
 from latent_stack.config import PRESETS, StackConfig
