@@ -21,20 +21,26 @@ class Config(LoopConfig):
     data_dir: str = opt(
         "", "read DIR/train.jsonl, DIR/test.jsonl (and DIR/val.jsonl), not the Hub; pairs: any two texts"
     )
-    difficulty: int = opt(1, "word problems: 1 one step, 2 numbers to 999, 3 two steps, 4 distractors", (1, 2, 3, 4))
+    difficulty: int = opt(
+        1, "word problems: 1 one step, 2 numbers to 999, 3 two steps, 4 distractors, 5 all", (1, 2, 3, 4, 5)
+    )
+    world: str = opt(
+        "wide", "word problems: a hundred names and things, invented ones; or the first few", ("wide", "narrow")
+    )
     n_train: int = opt(50_000, "word problems: training problems generated", low=1)
     answer_view: str = opt(
         "answer",
         "what the answer view holds: the final answer, the worked solution, or its program over the question's numbers",
         ("answer", "solution", "program"),
     )
-    tokenizer: str = opt("gpt2", "gpt2 (tiktoken) or bpe:N, trained on the training split with N entries")
+    tokenizer: str = opt("gpt2", "gpt2 (tiktoken); of the training split: bpe:N with N entries, words:N seen N times")
 
     n_layer: int = opt(6, "Transformer blocks", low=1, group="model")
     n_head: int = opt(8, "attention heads", low=1)
     n_embd: int = opt(512, "width C of the residual stream and of the latents", low=2)
     block_size: int = opt(256, "longest row in tokens; GSM8K's longest question has 213 under gpt2", low=8)
     dropout: float = opt(0.1, "on embeddings and residual branches; 7k questions overfit soon", low=0.0, below=1.0)
+    word_dropout: float = opt(0.0, "rate of a question's words that training reads as unknown", low=0.0, below=1.0)
     mask: str = opt(
         "jepa",
         "jepa: isolated views; causal: the answer sees the question; none: all see all",

@@ -28,9 +28,9 @@ from torch import Tensor
 
 from common.batching import BatchMixin, ranges
 from common.options import UserError
-from common.programs import number_placeholders, program_of
+from common.programs import PLACEHOLDERS, number_placeholders, program_of
 from common.sources import N_VAL, Example, load_folder, load_gsm8k, same_answer, without_annotations
-from common.tokenizers import Tokenizer
+from common.tokenizers import SPECIAL, Tokenizer
 from common.word_problems import word_problems
 from config import Config
 
@@ -46,7 +46,7 @@ def load_splits(config: Config) -> dict[str, list[Example]]:
     if config.data_dir:
         raise UserError(f"--data-dir {config.data_dir}: --dataset wordproblems is generated and reads no folder")
     sizes = {"train": config.n_train, "val": N_VAL, "test": N_TEST}
-    return {split: word_problems(split, n, config.difficulty, config.seed) for split, n in sizes.items()}
+    return {split: word_problems(split, n, config.difficulty, config.seed, config.world) for split, n in sizes.items()}
 
 
 # ---------------------------------------------------------------------------------------------- views
@@ -85,6 +85,7 @@ class Batch(BatchMixin):
 
     tokens, segment, position_ids  (B, T)
     question_at, question_ids      (K,)   positions of `tokens` that predict a question token, and that token
+    words_at                       (K'',) positions of the question's words, all but numbers and signs
     pred_at, eos_at                (N,)   positions of [PRED] and of [EOS]
     answer_at                      (K',)  positions of `tokens` that would predict an answer token (--mask causal)
     answer_tokens                  (N, M+2) answer views, [ANS] a1 … am [EOS]; the decode pass reads [latent] a1 … am
@@ -98,6 +99,7 @@ class Batch(BatchMixin):
     position_ids: Tensor
     question_at: Tensor
     question_ids: Tensor
+    words_at: Tensor
     pred_at: Tensor
     eos_at: Tensor
     answer_at: Tensor
@@ -132,6 +134,7 @@ class TokenizedDataset:
         t = tokenizer
         rows = ((*questions[i], t.pred, t.ans, *answer_ids[i], t.eos) for i in kept)
         self.tokens = np.fromiter((token for row in rows for token in row), np.int64)
+        self.is_word = np.array([is_word(piece) for piece in tokenizer.pieces(range(tokenizer.n_vocab))])
         self.answer_id = np.unique([answers[i] for i in kept], return_inverse=True)[1]
 
     @staticmethod
@@ -190,7 +193,7 @@ class TokenizedDataset:
         position_ids[at] = ranges(np.zeros(len(counted), np.int64), counted)
 
         # who predicts what
-        question_at = ranges(begin, np.maximum(n - 1, 0))
+        question_at, all_at = ranges(begin, np.maximum(n - 1, 0)), ranges(begin, n)
         answer_at = ranges(begin + n + 1, m + 1)  # [ANS] a1 … am predict a1 … am [EOS]
         answer_tokens = np.full((N, M + 2), self.tokenizer.pad)
         answer_tokens[np.arange(M + 2) < m[:, None] + 2] = tokens[ranges(begin + n + 1, m + 2)]
@@ -200,6 +203,7 @@ class TokenizedDataset:
             position_ids=position_ids.reshape(N, T),
             question_at=question_at,
             question_ids=tokens[question_at + 1],
+            words_at=all_at[self.is_word[tokens[all_at]]],
             pred_at=begin + n,
             eos_at=begin + length - 1,
             answer_at=answer_at,
@@ -210,6 +214,11 @@ class TokenizedDataset:
         )
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         return Batch(**tensors, loss_denominators=denominators or self.loss_denominators(index))
+
+
+def is_word(piece: str) -> bool:
+    """Does a token hold letters, and is it no placeholder of a number and no special token?"""
+    return piece not in SPECIAL and any(c.isalpha() and c not in PLACEHOLDERS for c in piece)
 
 
 def mismatched(labels: np.ndarray) -> np.ndarray:

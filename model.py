@@ -93,6 +93,15 @@ class NanoJEPA(
         network = network or self
         return network.trunk(network.embed(tokens), position_ids, jepa_mask(segment, self.config.mask))
 
+    def drop_words(self, batch: Batch) -> Tensor:
+        """In training: the batch's tokens (B, T), some words of the questions as unknown ones."""
+        if not (self.training and self.config.word_dropout):
+            return batch.tokens
+        tokens, at = batch.tokens.flatten().clone(), batch.words_at
+        dropped = torch.rand(len(at), device=at.device) < self.config.word_dropout
+        tokens[at] = torch.where(dropped, self.tokenizer.unk, tokens[at])
+        return tokens.view_as(batch.tokens)
+
     def latent_prefix(self, latent: Tensor) -> Tensor:
         """latent (N, C) -> (N, C), what stands in [ANS]'s place in the decode pass. Only the direction is read."""
         unit, C = F.normalize(latent.float(), dim=-1), latent.size(-1)
@@ -140,7 +149,7 @@ class NanoJEPA(
         """Batch -> (loss, metrics), 0-d tensors, detached in `metrics`: sums over `batch.loss_denominators`."""
         config, n = self.config, batch.loss_denominators
 
-        h = self.hidden_states(batch.tokens, batch.segment, batch.position_ids).flatten(0, 1)  # (B*T, C)
+        h = self.hidden_states(self.drop_words(batch), batch.segment, batch.position_ids).flatten(0, 1)  # (B*T, C)
         z_hat, z = self.predictor(h[batch.pred_at]), h[batch.eos_at]  # (N, C)
         target = self.target_latents(batch, z)
 

@@ -49,6 +49,43 @@ def calculate(expression: str, names: dict[str, float]) -> float:
     return SimpleEval(operators=OPERATORS, functions={}, names=names).eval(as_floats)
 
 
+def normal_form(program: str) -> str:
+    """A program with the operands of its sums and products in one order: 'β+α' -> 'α+β', 'α-(γ+β)' -> 'α-β-γ'."""
+    try:
+        return ",".join(_normal(ast.parse(step, mode="eval").body) for step in program.split(","))
+    except (SyntaxError, ValueError, RecursionError):  # no program
+        return program
+
+
+def _normal(node: ast.expr) -> str:
+    for signs, kinds in (("+-", (ast.Add, ast.Sub)), ("*/", (ast.Mult, ast.Div))):
+        if isinstance(node, ast.BinOp) and isinstance(node.op, kinds):
+            up, down = (
+                [_operand(x, signs) for x, under in _operands(node, kinds) if under == u] for u in (False, True)
+            )
+            return signs[0].join(sorted(up, key=_order)) + "".join(signs[1] + text for text in sorted(down, key=_order))
+    return ast.unparse(node)
+
+
+def _order(operand: str) -> tuple:
+    """Numbers of the question come first."""
+    return operand[0] not in PLACEHOLDERS, operand
+
+
+def _operands(node: ast.expr, kinds: tuple, under: bool = False) -> list[tuple[ast.expr, bool]]:
+    """The operands of nested sums (or products), and whether each is subtracted (divided by)."""
+    if not (isinstance(node, ast.BinOp) and isinstance(node.op, kinds)):
+        return [(node, under)]
+    right = _operands(node.right, kinds, under != isinstance(node.op, kinds[1]))
+    return _operands(node.left, kinds, under) + right
+
+
+def _operand(node: ast.expr, signs: str) -> str:
+    text = _normal(node)
+    is_sum = isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add | ast.Sub)
+    return f"({text})" if is_sum and signs == "*/" else text
+
+
 def value_of(program: str, numbers: dict[str, float]) -> float:
     """A program -> its last result, NaN if it is none or divides by zero."""
     known, value = dict(numbers), math.nan
@@ -99,5 +136,5 @@ def program_of(example: Example) -> str | None:
             step = re.sub(OPERAND, lambda m, letter=letter: letter.get(float(m[0]), m[0]), left)
             steps.append(re.sub(rf"({OPERAND}|[a-z{PLACEHOLDERS}])%", r"(\1/100)", step))
             letter[float(right.replace(",", ""))] = RESULTS[len(steps) - 1]
-    text = ",".join(steps)
+    text = normal_form(",".join(steps))
     return text if same_answer(compute(text, numbers), example.answer) else None

@@ -1,6 +1,6 @@
-"""Text <-> token ids: GPT-2's vocabulary, or a byte-level BPE trained on the training split.
+"""Text <-> token ids: GPT-2's vocabulary, or words or a byte-level BPE of the training split.
 
-"47 pears" under the trained BPE: 4·10  7·1  " pears", a token for every digit *at its place*.
+"47 pears" under the trained ones: 4·10  7·1  " pears", a token for every digit *at its place*.
 """
 
 import re
@@ -9,22 +9,25 @@ from pathlib import Path
 
 import tiktoken
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from common.checkpoint import atomic
 from common.options import UserError
 
 SPECIAL = ("[PRED]", "[ANS]", "[EOS]", "[PAD]")
+UNKNOWN = "[UNK]"
 
 
 class Tokenizer:
     """`pred`, `ans`, `eos`, `pad` are the ids of the special tokens, which no text encodes to.
 
+    `unk` is what an unknown or a dropped word is read as: [PAD], unless the vocabulary has an entry for it.
     `n_vocab` counts everything and is rounded up to a multiple of 64, which GPUs' matrix units like.
     """
 
     def __init__(self, n_text: int):
         self.pred, self.ans, self.eos, self.pad = range(n_text, n_text + len(SPECIAL))
+        self.unk = self.pad
         self.n_text, self.n_vocab = n_text, -(-(n_text + len(SPECIAL)) // 64) * 64
 
     def encode(self, texts: list[str]) -> list[list[int]]:
@@ -91,6 +94,9 @@ class BPETokenizer(Tokenizer):
     def __init__(self, bpe: tokenizers.Tokenizer):
         self.bpe = bpe
         super().__init__(bpe.get_vocab_size())
+        unk = bpe.token_to_id(UNKNOWN)
+        self.of_words = unk is not None
+        self.unk = unk if self.of_words else self.pad
 
     @classmethod
     def _mark(cls, text: str) -> str:
@@ -114,26 +120,54 @@ class BPETokenizer(Tokenizer):
         With `keep_spaces` a space before a number is a token of its own, and decoding gives back the very text.
         """
         bpe = tokenizers.Tokenizer(models.BPE())
-        words = pre_tokenizers.Split(tokenizers.Regex(r" ?\p{L}+| ?[^\s\p{L}]+|\s"), "isolated")
-        to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        bpe.pre_tokenizer = pre_tokenizers.Sequence([words, to_bytes])
-        bpe.decoder = decoders.ByteLevel()
-        digits = [chr(cls.FIRST + i) for i in range(10 * cls.PLACES)]
+        bpe.pre_tokenizer = cls._pieces(r" ?\p{L}+| ?[^\s\p{L}]+|\s")
         trainer = trainers.BpeTrainer(
-            vocab_size=n_vocab - len(SPECIAL) - len(digits),
+            vocab_size=n_vocab - len(SPECIAL) - 10 * cls.PLACES,
             show_progress=False,
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         )
-        bpe.train_from_iterator((re.sub("[0-9]", "", text) for text in texts), trainer)
-        bpe.add_tokens([tokenizers.AddedToken(c, lstrip=not keep_spaces, normalized=False) for c in digits])
-        return cls(bpe)
+        return cls._train(bpe, trainer, texts, keep_spaces)
+
+    @classmethod
+    def train_words(cls, texts: Iterable[str], min_count: int, keep_spaces: bool = False) -> "BPETokenizer":
+        """Texts -> a tokenizer of the words and signs that occur `min_count` times or more, in lower case.
+
+        Any other word is one [UNK]: its embedding would be noise. Spaces are dropped, and stand between words again in
+        decoded text.
+        """
+        words = tokenizers.Tokenizer(models.WordLevel(unk_token=UNKNOWN))
+        words.normalizer = normalizers.Lowercase()
+        no_spaces = pre_tokenizers.Split(tokenizers.Regex(r"\s+"), "removed")
+        words.pre_tokenizer = pre_tokenizers.Sequence([no_spaces, cls._pieces(r"\p{L}+|[^\p{L}]")])
+        trainer = trainers.WordLevelTrainer(
+            vocab_size=2**31, min_frequency=min_count, show_progress=False, special_tokens=[UNKNOWN]
+        )
+        return cls._train(words, trainer, texts, keep_spaces)
+
+    @staticmethod
+    def _pieces(pattern: str):
+        """Cut texts into the pieces that a regular expression matches, bytes as printable characters."""
+        cut = pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")
+        return pre_tokenizers.Sequence([cut, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+    @classmethod
+    def _train(cls, model, trainer, texts: Iterable[str], keep_spaces: bool) -> "BPETokenizer":
+        """Train on the texts without their digits, which are added."""
+        model.decoder = decoders.ByteLevel()
+        model.train_from_iterator((re.sub("[0-9]", "", text) for text in texts), trainer)
+        digits = [chr(cls.FIRST + i) for i in range(10 * cls.PLACES)]
+        model.add_tokens([tokenizers.AddedToken(c, lstrip=not keep_spaces, normalized=False) for c in digits])
+        return cls(model)
 
     def encode(self, texts):
         return [e.ids for e in self.bpe.encode_batch([self._mark(t) for t in texts])]
 
     def text(self, ids):
         """A number sticks to the word before it, since its space is not a token."""
-        return self._unmark(self.bpe.decode(ids))
+        if not self.of_words:
+            return self._unmark(self.bpe.decode(ids))
+        words = " ".join(self.bpe.decode([i], skip_special_tokens=False) for i in ids)
+        return self._unmark(re.sub(r"(?<![^\W\d_]) | (?![^\W\d_])", "", words))
 
     def save(self, folder):
         with atomic(Path(folder) / "tokenizer.json") as path:
@@ -141,16 +175,19 @@ class BPETokenizer(Tokenizer):
 
 
 def train_tokenizer(name: str, texts: Iterable[str], keep_spaces: bool = False) -> Tokenizer:
-    """`gpt2`, or `bpe:N` trained on the texts."""
+    """`gpt2`, or `bpe:N` or `words:N` trained on the texts."""
     if name == "gpt2":
         return GPT2Tokenizer()
     kind, _, size = name.partition(":")
-    if kind != "bpe" or not size.isdecimal() or int(size) < 340:
-        raise UserError(
-            f"--tokenizer {name}: must be gpt2, or bpe:N with N >= 340 "
-            "(256 bytes, 80 digits at their places, 4 special tokens)"
-        )
-    return BPETokenizer.train(texts, int(size), keep_spaces)
+    n = int(size) if size.isdecimal() else 0
+    if kind == "bpe" and n >= 340:
+        return BPETokenizer.train(texts, n, keep_spaces)
+    if kind == "words" and n >= 1:
+        return BPETokenizer.train_words(texts, n, keep_spaces)
+    raise UserError(
+        f"--tokenizer {name}: must be gpt2, bpe:N with N >= 340 entries (256 bytes, 80 digits at their places, 4 "
+        "special tokens), or words:N, the words that occur N times or more"
+    )
 
 
 def load_tokenizer(name: str, folder: str | Path) -> Tokenizer:

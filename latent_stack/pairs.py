@@ -13,7 +13,7 @@ from pathlib import Path
 
 from common.options import UserError
 from common.sources import parse_lines
-from common.word_problems import ASK, EVENT, NAMES, START, THINGS, split_of_pair
+from common.word_problems import NARROW, split_of_pair
 from latent_stack.config import StackConfig
 
 
@@ -36,7 +36,7 @@ SAME_EVENT = (
     ("{n} gives {b} {x} to {m}.", "{m} takes {b} of the {x}."),
     ("Then {b} {x} are lost.", "{b} of the {x} break."),
 )
-assert {s for kind in SAME_EVENT for s in kind} <= {s for events in EVENT.values() for s in events}
+assert {s for kind in SAME_EVENT for s in kind} <= {s for events in NARROW.event.values() for s in events}
 
 
 def _wording(rng: random.Random, op: str, used: tuple = ()) -> tuple[str, str, str]:
@@ -45,12 +45,12 @@ def _wording(rng: random.Random, op: str, used: tuple = ()) -> tuple[str, str, s
     def draw(templates):
         return rng.choice([t for t in templates if t not in used])
 
-    start = draw(START)
+    start = draw(NARROW.start)
     if used:
         kind = next(kind for kind in SAME_EVENT if used[1] in kind)
     else:
-        kind = rng.choice([kind for kind in SAME_EVENT if kind[0] in EVENT[op]])
-    return start, draw(kind), draw(ASK[op])
+        kind = rng.choice([kind for kind in SAME_EVENT if kind[0] in NARROW.event[op]])
+    return start, draw(kind), draw(NARROW.ask[op])
 
 
 def paraphrases(split: str, n: int, seed: int = 0) -> list[Pair]:
@@ -66,8 +66,8 @@ def paraphrases(split: str, n: int, seed: int = 0) -> list[Pair]:
             a, b = max(a, b), min(a, b)
         if split_of_pair(a, b) != split:
             continue
-        n_and_m = rng.sample(NAMES, 2)
-        words = dict(zip("nm", n_and_m, strict=True)) | {"x": rng.choice(THINGS), "a": a, "b": b}
+        n_and_m = rng.sample(NARROW.names, 2)
+        words = dict(zip("nm", n_and_m, strict=True)) | {"x": rng.choice(NARROW.things), "a": a, "b": b}
         first = _wording(rng, op)
         second = _wording(rng, op, used=first)
         pairs.append(Pair(*(" ".join(t.format(**words) for t in wording) for wording in (first, second))))

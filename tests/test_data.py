@@ -155,6 +155,15 @@ def test_a_batch_holds_each_example_once_and_in_order(mask):
     assert (tokens[padding] == TOKENIZER.pad).all() and not (tokens[~padding] == TOKENIZER.pad).any()
 
 
+def test_words_that_may_be_dropped_are_those_of_questions_without_numbers_and_signs():
+    example = Example("Bo has 5 pears, buys 12?", "17", "+", "<<5+12=17>> #### 17")
+    data = tokenized([example] * 2, answer_view="program")
+    batch = data.batch([0, 1])
+    pieces = TOKENIZER.pieces(batch.tokens.flatten()[batch.words_at].tolist())
+    assert "".join(pieces) == "Bo has pears buys" * 2
+    assert (batch.segment.flatten()[batch.words_at] % 2 == 0).all()
+
+
 def test_the_indices_of_a_batch_point_at_what_they_name():
     index = some(2, 40)
     batch = tokenized().batch(index)
@@ -246,7 +255,7 @@ class Words(Tokenizer):
         return [[self.words.index(word) for word in row] for row in rows]
 
     def text(self, ids):
-        return self.words[ids[0]]
+        return self.words[ids[0]] if ids[0] < len(self.words) else "-"
 
 
 def drawn_rows(label: str, n: int) -> list[list[str]]:

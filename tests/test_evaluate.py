@@ -121,7 +121,7 @@ def test_further_candidates_make_retrieval_harder():
     model = tiny_model().eval()
     few, _ = alignment(model, PROBLEMS[:20])
     many, _ = alignment(model, PROBLEMS[:20], [str(i) for i in range(200)])
-    assert many["n_answers"] > 200 and many["n"] == few["n"] == 20
+    assert many["n_answers"] >= 200 and many["n"] == few["n"] == 20
     assert many["retrieval_at_5"] < few["retrieval_at_5"]
 
 

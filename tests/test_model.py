@@ -243,6 +243,14 @@ def test_an_ema_targets_answers_are_encoded_alone_as_they_are_beside_their_quest
     torch.testing.assert_close(model.target_latents(batch, h[batch.eos_at]), h[batch.eos_at].detach())
 
 
+def test_word_dropout_hides_words_of_questions_in_training_only():
+    model, batch = tiny_model(word_dropout=0.5).train(), tiny_data().batch(range(32))
+    changed = (model.drop_words(batch) != batch.tokens).flatten()
+    assert not changed[[i for i in range(len(changed)) if i not in set(batch.words_at.tolist())]].any()
+    assert 0.4 < changed[batch.words_at].float().mean() < 0.6
+    assert torch.equal(model.eval().drop_words(batch), batch.tokens)
+
+
 def test_an_ema_target_is_not_dropped_out():
     """In train mode two passes of the target network differed, and both from what `encode` gives."""
     model, batch = tiny_model(target="ema", dropout=0.5).train(), tiny_data().batch(range(4))

@@ -6,7 +6,7 @@ import time
 import pytest
 from simpleeval import InvalidExpression
 
-from common.programs import calculate, computable, compute, function_of, number_placeholders, program_of
+from common.programs import calculate, computable, compute, function_of, normal_form, number_placeholders, program_of
 from common.sources import Example, load_jsonl
 
 APPLES = Example(
@@ -44,6 +44,25 @@ def test_programs_that_compute_the_same_are_one_function_and_others_are_not():
     assert len({function_of(program) for program in programs}) == len(programs)
 
 
+@pytest.mark.parametrize(
+    "program, expected",
+    (
+        ("β+α", "α+β"),
+        ("α*β,a+α/2", "α*β,α/2+a"),
+        ("α-(γ+β)", "α-β-γ"),
+        ("α-(β-γ)", "α+γ-β"),
+        ("(β+α)*γ/2,(3-a)*α", "γ*(α+β)/2,α*(3-a)"),
+        ("α/(γ*β)", "α/β/γ"),
+        ("α/(β/γ)", "α*γ/β"),
+        ("α-β*(γ+α)", "α-β*(α+γ)"),
+        ("no program(", "no program("),
+    ),
+)
+def test_a_program_has_one_form_that_computes_the_same(program, expected):
+    assert normal_form(program) == expected == normal_form(expected)
+    assert function_of(program) == function_of(expected) or program == expected
+
+
 def test_a_program_is_computable_where_the_question_has_its_numbers():
     _, numbers = number_placeholders("2 and 3")
     assert computable("α*β,a/100", numbers) and computable("", numbers) and not computable("α+γ", numbers)
@@ -52,9 +71,9 @@ def test_a_program_is_computable_where_the_question_has_its_numbers():
 @pytest.mark.parametrize(
     "question, solution, answer, program",
     (
-        ("20% of $1,500, twice.", "<<1500*20%=300>> <<300*2=600>> <<600=600>>", "600", "β*(α/100),a*2"),
-        ("20% of 100.", "<<100*20%=20>>", "20", "β*(α/100)"),
-        ("Half of 3.", "<<3*.5=1.5>>", "1.5", "α*.5"),
+        ("20% of $1,500, twice.", "<<1500*20%=300>> <<300*2=600>> <<600=600>>", "600", "α*β/100,2*a"),
+        ("20% of 100.", "<<100*20%=20>>", "20", "α*β/100"),
+        ("Half of 3.", "<<3*.5=1.5>>", "1.5", "α*0.5"),
     ),
 )
 def test_percent_signs_and_numbers_that_the_question_does_not_write(question, solution, answer, program):

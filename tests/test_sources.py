@@ -91,8 +91,7 @@ def test_a_solution_in_words_shows_no_annotations():
 def test_equations_are_the_annotations_alone():
     assert equations(Example("", "60", "", ANNOTATED)) == "8*6=48, 12+48=60 #### 60"
     assert equations(Example("", "7", "", "It is\nseven.\n#### 7")) == "#### 7"
-    plain = word_problems("test", 1)[0]  # a word problem's solution is equations already
-    assert equations(plain) == plain.solution
+    assert equations(word_problems("test", 1, world="narrow")[0]) == "7*2=14 #### 14"
 
 
 # ----------------------------------------------------------------------------------------------- files

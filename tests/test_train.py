@@ -249,7 +249,7 @@ def test_two_processes_train_as_one_on_the_same_global_batch(tmp_path):
     (
         ("--dataset gsm8k --data-dir nowhere", "nowhere/train.jsonl: no such file"),
         ("--data-dir DIR", "--dataset wordproblems is generated and reads no folder"),
-        ("--tokenizer words", "--tokenizer words: must be gpt2, or bpe:N"),
+        ("--tokenizer words", "--tokenizer words: must be gpt2, bpe:N"),
         ("--n-embd 15", "--n-embd 15 must be a multiple"),
         ("--block-size 8", "no example fits --block-size 8"),
         ("--device tpu", "no such device here"),

@@ -10,6 +10,7 @@ import pytest
 from helpers import ROOT, script
 
 from common.batching import epoch_order
+from common.programs import program_of
 from common.sources import Example, parse_answer
 from common.word_problems import GROUPS, NAMES, THINGS, split_of_pair, word_problems
 
@@ -27,7 +28,7 @@ def fold(numbers: tuple, ops: str) -> tuple[int | None, list[tuple]]:
     result, pairs = numbers[0], []
     for op, b in zip(ops, numbers[1:], strict=True):
         pairs.append((min(result, b), max(result, b)))
-        result = {"+": result + b, "-": result - b, "*": result * b}[op]
+        result = {"+": result + b, "-": result - b, "*": result * b, "/": result / b}[op]
         if result < 0:
             return None, pairs
     return result, pairs
@@ -38,13 +39,15 @@ def numbers_of(example: Example) -> tuple[int, ...]:
 
 
 def readings(example: Example) -> list[list[tuple]]:
-    """The ways to read a problem from its text alone, all numbers or all but one -> list of operand pairs per way."""
+    """The ways to read a problem from its text alone, all numbers or all but one, in a single step in either order ->
+    list of operand pairs per way."""
     numbers = numbers_of(example)
     spare = len(numbers) - len(example.ops) - 1
     assert spare in (0, 1), example
     ways = {numbers} if not spare else {numbers[:i] + numbers[i + 1 :] for i in range(len(numbers))}
-    found = [fold(way, example.ops) for way in ways]
-    return [pairs for result, pairs in found if str(result) == example.answer]
+    ways |= {way[::-1] for way in ways if len(way) == 2}
+    found = [fold(way, example.ops) for way in sorted(ways)]
+    return [pairs for result, pairs in found if result is not None and f"{result:g}" == example.answer]
 
 
 # -------------------------------------------------------------------------------------- reproducibility
@@ -95,10 +98,11 @@ def test_the_answer_follows_from_the_numbers_in_the_text(split, level):
 @pytest.mark.parametrize("level", LEVELS)
 def test_the_worked_solution_computes_the_answer(level):
     for example in problems("test", level)[:200]:
-        steps = re.findall(r"(\d+) ([-+*]) (\d+) = (\d+)\.", example.solution)
+        steps = re.findall(r"(\d+) ([-+*/]) (\d+) = <<[^>]*>>(\d+)\.", example.solution)
         assert "".join(op for _, op, _, _ in steps) == example.ops
         assert all(str(fold((int(a), int(b)), op)[0]) == c for a, op, b, c in steps)
         assert parse_answer(example.solution) == example.answer == steps[-1][-1]
+        assert program_of(example) is not None
 
 
 def test_the_distractor_may_be_any_of_the_numbers():
@@ -136,7 +140,7 @@ def test_no_operand_pair_of_a_held_out_problem_occurs_in_training():
         for split in SPLITS:
             for example in problems(split, level):
                 ways = readings(example)
-                if len(ways) == 1:  # with a distractor now and then two readings give the answer
+                if len({*map(tuple, ways)}) == 1:  # with a distractor now and then two readings give the answer
                     seen[split].update(ways[0])
     assert min(map(len, seen.values())) > 500
     for a, b in (("train", "test"), ("train", "val"), ("val", "test")):
@@ -158,6 +162,20 @@ def test_problems_are_varied(level):
     few = {name: len(found) for name, found in wordings.items() if len(found) < 40}
     assert not few, f"fewer than 40 wordings: {few}"
     assert len(set(problems("train", level))) > 0.97 * 3000, "problems repeat"
+
+
+def test_the_wide_world_invents_words_asks_first_and_shares_equally():
+    texts = [example.question for example in word_problems("test", 2000, 5)]
+    known = {word.lower() for word in (*NAMES, *THINGS, *GROUPS)}
+    words = Counter(word for text in texts for word in {*re.findall("[a-z]+", text.lower())})
+    assert sum(count == 1 and word not in known for word, count in words.items()) > 300, "invented"
+    assert sum(text.startswith("How many") for text in texts) > 20 and sum(text.islower() for text in texts) > 100
+    assert {*Counter(example.ops for example in word_problems("test", 500, 5))} > {"+", "-", "*", "/", "+*", "--"}
+
+
+def test_the_narrow_world_is_that_of_the_short_studies():
+    made = [word_problems(split, 50, level, 7, "narrow") for split in SPLITS for level in LEVELS]
+    assert hashlib.sha256(repr(made).encode()).hexdigest().startswith("ae89697219ebeead")
 
 
 @pytest.mark.parametrize("level", LEVELS)
