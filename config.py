@@ -43,8 +43,8 @@ class Config(LoopConfig):
     word_dropout: float = opt(0.0, "rate of a question's words that training reads as unknown", low=0.0, below=1.0)
     mask: str = opt(
         "jepa",
-        "jepa: isolated views; causal: the answer sees the question; none: all see all",
-        ("jepa", "causal", "none"),
+        "jepa: isolated views; causal: the answer sees the question; llm-jepa: both at once; none: all see all",
+        ("jepa", "causal", "llm-jepa", "none"),
     )
 
     jepa_weight: float = opt(1.0, "lambda in L_token + lambda * (1 - cos)", low=0.0, group="objective")
@@ -72,6 +72,16 @@ class Config(LoopConfig):
 
     vocab_size: int = internal(0)  # filled in by train.py: the tokenizer decides it
     system: str = internal("nanojepa")
+
+    @property
+    def writes_tokens(self) -> bool:
+        """Does the model learn to write an answer token by token behind its question?"""
+        return self.mask in ("causal", "llm-jepa")
+
+    @property
+    def isolates(self) -> bool:
+        """Is there an answer view that sees nothing else?"""
+        return self.mask in ("jepa", "llm-jepa")
 
 
 @dataclass

@@ -13,6 +13,8 @@ digits at their places, and words are whole here):
     predicts         has    2·1   buys    3·1      -      -      -      -      -      -      -    [PRED], [EOS]:
                     lost    1·1     of   1·10    2·1      -      -      -      -      -      -    no target
 
+    llm-jepa      Ana has 2·1 buys 3·1 [PRED] [ANS] 5·1 [EOS] | [ANS] 5·1 [EOS]      one view with the answer, one alone
+
     decode pass   z    5·1                 a latent stands where [ANS] stood
     predicts     5·1  [EOS]                the answer and its end
 
@@ -87,7 +89,7 @@ class Batch(BatchMixin):
     question_at, question_ids      (K,)   positions of `tokens` that predict a question token, and that token
     words_at                       (K'',) positions of the question's words, all but numbers and signs
     pred_at, eos_at                (N,)   positions of [PRED] and of [EOS]
-    answer_at                      (K',)  positions of `tokens` that would predict an answer token (--mask causal)
+    answer_at                      (K',)  positions of `tokens` that predict an answer token behind a question
     answer_tokens                  (N, M+2) answer views, [ANS] a1 … am [EOS]; the decode pass reads [latent] a1 … am
     decode_at, answer_ids          (K',)  positions of the (N, M+1) decode pass that predict an answer token or [EOS]
     mismatched                     (N,)   an example of the batch with another answer: each cosine's control; -1 if none
@@ -120,7 +122,7 @@ class TokenizedDataset:
 
     def __init__(self, examples: list[Example], tokenizer: Tokenizer, config: Config, where: str = "data"):
         """Examples longer than --block-size, or without a program where one is wanted, are left out and counted."""
-        self.tokenizer, self.isolated = tokenizer, config.mask != "causal"  # isolated views count from 0
+        self.tokenizer, self.config = tokenizer, config
         answers = [answer_view_text(e, config.answer_view) for e in examples]
         questions = tokenizer.encode([question_view(e.question, config.answer_view) for e in examples])
         answer_ids = tokenizer.encode([text or "" for text in answers])
@@ -129,10 +131,11 @@ class TokenizedDataset:
         self.examples = [examples[i] for i in kept]
         self.n = np.array([len(questions[i]) for i in kept])  # question tokens
         self.m = np.array([len(answer_ids[i]) for i in kept])  # answer tokens
-        self.length = self.n + self.m + 3  # with [PRED], [ANS] and [EOS]
+        copies = 1 + (config.mask == "llm-jepa")  # of the answer
+        self.length = self.n + 1 + copies * (self.m + 2)  # with [PRED], [ANS] and [EOS]
         self.start = np.concatenate([[0], np.cumsum(self.length)[:-1]])
         t = tokenizer
-        rows = ((*questions[i], t.pred, t.ans, *answer_ids[i], t.eos) for i in kept)
+        rows = ((*questions[i], t.pred, *copies * (t.ans, *answer_ids[i], t.eos)) for i in kept)
         self.tokens = np.fromiter((token for row in rows for token in row), np.int64)
         self.is_word = np.array([is_word(piece) for piece in tokenizer.pieces(range(tokenizer.n_vocab))])
         self.answer_id = np.unique([answers[i] for i in kept], return_inverse=True)[1]
@@ -186,8 +189,8 @@ class TokenizedDataset:
         tokens[at] = self.tokens[ranges(self.start[index], length)]
 
         # two views an example: q1 … qn [PRED], then [ANS] a1 … am [EOS]
-        views = np.stack([n + 1, m + 2], 1).ravel()
-        counted = views if self.isolated else length
+        views = np.stack([length - m - 2, m + 2], 1).ravel()
+        counted = length if self.config.mask == "causal" else views
         segment, position_ids = np.full(N * T, -1), np.zeros(N * T, np.int64)
         segment[at] = np.repeat(np.arange(2 * N), views)
         position_ids[at] = ranges(np.zeros(len(counted), np.int64), counted)

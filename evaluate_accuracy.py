@@ -93,8 +93,8 @@ def predictions(
     for index in tqdm(batches, desc="answering", unit="batch", disable=not progress):
         questions = [examples[i].question for i in index]
         z_hat = model.predict(questions)  # (B, C)
-        causal = model.config.mask == "causal"
-        decoded = model.answer(questions) if causal else model.computed(model.decode(z_hat), questions)
+        wrote = model.config.writes_tokens
+        decoded = model.answer(questions) if wrote else model.computed(model.decode(z_hat), questions)
         similarity = F.normalize(z_hat, dim=-1) @ z.T  # (B, A)
         if view == "program":  # a program over numbers that a question does not have is no candidate
             numbers = [number_placeholders(question)[1] for question in questions]
@@ -191,7 +191,7 @@ def output_name(name: str, model: NanoJEPA, config: EvalConfig) -> str:
 
 
 def report(result: dict, config: EvalConfig, model: NanoJEPA) -> str:
-    readout = "token by token" if model.config.mask == "causal" else "from z_hat"
+    readout = "token by token" if model.config.writes_tokens else "from z_hat"
     lines = [f"{config.run}: exact match over {result['n']:,} questions of the {config.split} split"]
     for label, name in (
         (f"decoded greedily {readout}", "exact_match_decoded"),

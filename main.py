@@ -158,7 +158,7 @@ def describe(model: NanoJEPA, run: str | Path) -> str:
     if config.dataset == "wordproblems":
         data = f"word problems, level {config.difficulty}"
     how = "From a question the model predicts the latent of an answer it cannot see, then puts it into words."
-    if config.mask == "causal":
+    if config.writes_tokens:
         how = "An ordinary language model, the baseline: it writes the answer token by token after the question."
 
     lines = [how, "", f"**{run}** · {data} · {model.n_params() / 1e6:.2f}M parameters · mask {config.mask}"]

@@ -44,11 +44,12 @@ def jepa_mask(segment: Tensor, mask: str = "jepa") -> Tensor:
 
     jepa    causal, inside one's own view (segments 2k and 2k+1 are question and answer view of one example)
     causal  causal, inside one's own example: an ordinary language model, the answer sees the question
+    llm-jepa  as jepa; the first view goes on with the answer, the second is the answer alone
     none    anything inside one's own example, both ways: the answer is visible to whoever predicts it
     Padding attends to itself only, so that no row of the softmax is empty.
     """
     T = segment.size(-1)
-    view = segment if mask == "jepa" else segment.div(2, rounding_mode="floor")  # -1 stays -1
+    view = segment if mask in ("jepa", "llm-jepa") else segment.div(2, rounding_mode="floor")  # -1 stays -1
     allowed = (view[:, :, None] == view[:, None, :]) & (view >= 0)[:, :, None]  # (B, T, T)
     if mask != "none":
         allowed &= torch.ones(T, T, dtype=torch.bool, device=segment.device).tril()
@@ -121,7 +122,7 @@ class NanoJEPA(
         if self.config.target == "stopgrad":
             return z.detach()
         with torch.no_grad():
-            if self.config.mask == "jepa":  # an answer view sees nothing else: it is encoded alone, for less work
+            if self.config.isolates:  # an answer view sees nothing else: it is encoded alone, for less work
                 h = self.target.trunk(self.target.embed(batch.answer_tokens), positions_of(batch.answer_tokens))
                 eos = batch.position_ids.flatten()[batch.eos_at]  # (N,) the view counts from 0
                 return h[torch.arange(len(h), device=h.device), eos]
@@ -156,7 +157,7 @@ class NanoJEPA(
         # L_token: the question's next tokens, and the answer decoded from its latent
         terms = {"question_loss": self.cross_entropy(h[batch.question_at], batch.question_ids) / n["question"]}
         l_token = config.question_weight * terms["question_loss"]
-        if config.mask == "causal":  # the answer view continues the question, as in an ordinary language model
+        if config.writes_tokens:  # an answer continues the question, as in an ordinary language model
             terms["answer_loss"] = self.cross_entropy(h[batch.answer_at], batch.answer_ids) / n["answer"]
             l_token = l_token + terms["answer_loss"]
         if config.decode_weight:
@@ -231,9 +232,9 @@ class NanoJEPA(
 
     @torch.no_grad()
     def answer(self, questions: list[str], max_new_tokens: int | None = None, choose: Callable = greedy) -> list[str]:
-        """B questions -> B texts. Under --mask causal the ordinary way, token by token after the question, each token
-        by `choose(logits)`; a program is followed by what it computes."""
-        if self.config.mask != "causal":
+        """B questions -> B texts. Under --mask causal and llm-jepa the ordinary way, token by token after the question,
+        each token by `choose(logits)`; a program is followed by what it computes."""
+        if not self.config.writes_tokens:
             return self.computed(self.decode(self.predict(questions), max_new_tokens), questions)
         t = self.tokenizer
         tokens, segment = self._padded([[*ids, t.pred, t.ans] for ids in self.tokenize(questions)])

@@ -36,14 +36,14 @@ PROGRESS = {"token_loss": "token", "jepa_loss": "jepa", "cos_own": "cos", "cos_o
 # ------------------------------------------------------------------------------------- what is printed
 
 
-def describe(batch: Batch, tokenizer: Tokenizer, mask: str) -> str:
+def describe(batch: Batch, tokenizer: Tokenizer, config: Config) -> str:
     """The first example of a batch as text: each token, what it must predict, and which tokens it sees."""
     segment, tokens = batch.segment[0], batch.tokens[0].tolist()
     shown = [i for i, s in enumerate(segment.tolist()) if s in (0, 1)]
     target = dict(zip(batch.question_at.tolist(), batch.question_ids.tolist(), strict=True))
-    if mask == "causal":
+    if config.writes_tokens:
         target |= dict(zip(batch.answer_at.tolist(), batch.answer_ids.tolist(), strict=True))
-    sees = jepa_mask(batch.segment[:1], mask)[0, 0]  # (T, T)
+    sees = jepa_mask(batch.segment[:1], config.mask)[0, 0]  # (T, T)
 
     def piece(id):
         return repr(tokenizer.pieces([id])[0])[1:-1]
@@ -117,7 +117,7 @@ def report(summary: dict, config: Config, n_test: int) -> str:
     """What training prints last: the test split beside its controls, and where the run is."""
     run, lines = config.run, []
     if "exact_match" in summary:
-        readout = "token by token" if config.mask == "causal" else "decoded from z_hat"
+        readout = "token by token" if config.writes_tokens else "decoded from z_hat"
         unseen = ", operand pairs never seen in training" if config.dataset == "wordproblems" else ""
         low, high = summary["exact_match_ci95"]
         lines = [
@@ -171,7 +171,7 @@ def main(argv: list[str] | None = None) -> None:
     say(f"device     {device.why}{processes}")
     say(f"data       {config.dataset}: {sizes}; {train.length.mean():.1f} tokens each; read in {seconds:.1f} s")
     say(overview(model, steps_per_epoch, len(train)) + "\n")
-    say(describe(train.batch([0]), tokenizer, config.mask) + "\n")
+    say(describe(train.batch([0]), tokenizer, config) + "\n")
 
     # train
     def validate(model):

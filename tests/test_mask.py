@@ -31,6 +31,29 @@ def leaks(mask: str, changed_view: int, watched_view: int) -> bool:
 # -------------------------------------------------------------------------------------- between the views
 
 
+def test_under_llm_jepa_one_pass_holds_the_language_model_and_both_isolated_views():
+    """The same weights in two passes, --mask causal and --mask jepa, give the same losses and latents."""
+    both, language_model, isolated = (
+        (tiny_model(mask=mask), tiny_data(mask=mask).batch(range(8))) for mask in ("llm-jepa", "causal", "jepa")
+    )
+    found, expected = both[0](both[1])[1], language_model[0](language_model[1])[1]
+    for name in ("question_loss", "answer_loss"):
+        torch.testing.assert_close(found[name], expected[name])
+    torch.testing.assert_close(found["cos_own"], isolated[0](isolated[1])[1]["cos_own"])
+    for at in ("pred_at", "eos_at"):
+        latents = [hidden_states(*pair).flatten(0, 1)[getattr(pair[1], at)] for pair in (both, isolated)]
+        torch.testing.assert_close(*latents)
+
+
+def test_under_llm_jepa_nothing_that_predicts_sees_the_answer_and_the_answer_alone_sees_no_question():
+    assert not leaks("llm-jepa", ANSWER, QUESTION) and not leaks("llm-jepa", QUESTION, ANSWER)
+    model, batch = tiny_model(mask="llm-jepa").eval(), tiny_data(mask="llm-jepa").batch(range(8))
+    changed = batch.tokens.flatten().clone()
+    changed[batch.answer_at] = other_tokens(changed[batch.answer_at])  # the answer that continues the question
+    before, after = hidden_states(model, batch), hidden_states(model, batch, changed.view_as(batch.tokens))
+    assert torch.equal(before.flatten(0, 1)[batch.pred_at], after.flatten(0, 1)[batch.pred_at])
+
+
 def test_changing_the_answer_leaves_every_hidden_state_of_question_and_pred_bit_equal():
     """The bug this repository exists for: an earlier implementation built this mask and never applied it."""
     assert not leaks("jepa", ANSWER, QUESTION)

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers import call, same, script, torchrun, weights
-from tiny import TINY, TOKENIZER, tiny_data
+from tiny import TINY, TOKENIZER, tiny_config, tiny_data
 
 import eval_alignment
 import evaluate_accuracy
@@ -106,7 +106,7 @@ def test_the_curves_show_each_loss_over_training_with_the_control_beside_it(trai
 
 def test_the_printed_example_shows_the_mask_and_the_targets():
     batch = tiny_data().batch([0])
-    lines = train.describe(batch, TOKENIZER, "jepa").splitlines()[1:]
+    lines = train.describe(batch, TOKENIZER, tiny_config()).splitlines()[1:]
     pred, width = next(i for i, line in enumerate(lines) if "[PRED]" in line), len(lines)
     assert lines[pred].endswith("■" * (pred + 1) + "·" * (width - pred - 1))
     assert lines[-1].endswith("·" * (pred + 1) + "■" * (width - pred - 1)) and "[EOS]" in lines[-1]
@@ -116,7 +116,7 @@ def test_the_printed_example_shows_the_mask_and_the_targets():
 
 
 def test_under_the_causal_mask_the_printed_answer_has_targets_too():
-    lines = train.describe(tiny_data(mask="causal").batch([0]), TOKENIZER, "causal").splitlines()
+    lines = train.describe(tiny_data(mask="causal").batch([0]), TOKENIZER, tiny_config(mask="causal")).splitlines()
     assert lines[-2].split()[2] == "[EOS]" and lines[-1].split()[2] == "-"
 
 
