@@ -54,7 +54,7 @@ class Config(LoopConfig):
     decode_noise: float = opt(0.0, "norm of the Gaussian noise on a unit latent before it is decoded", low=0.0)
     target: str = opt(
         "stopgrad",
-        "z in L_jepa: gradient stopped, an EMA copy of the network, or grad (neither)",
+        "z in L_jepa: gradient stopped, an EMA of the network (which also answers), or grad (neither)",
         ("stopgrad", "ema", "grad"),
     )
     ema_decay: float = opt(0.99, "decay of the target network under --target ema", low=0.0, below=1.0)

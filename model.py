@@ -81,17 +81,23 @@ class NanoJEPA(
         if config.predictor == "mlp":
             self.predictor = nn.Sequential(nn.Linear(C, 2 * C), nn.SiLU(), nn.Linear(2 * C, C))
         if config.target == "ema":
-            self.target = nn.ModuleDict({"embed": copy.deepcopy(self.embed), "trunk": copy.deepcopy(self.trunk)})
+            parts = ("embed", "trunk", "prefix_proj", "predictor")
+            self.target = nn.ModuleDict({name: copy.deepcopy(getattr(self, name)) for name in parts})
             self.target.requires_grad_(False)
             for module in self.target.modules():
                 if isinstance(module, nn.Dropout):
                     module.p = 0.0  # a target is what `encode` gives: no noise
 
+    @property
+    def network(self) -> nn.Module:
+        """What embeds, reads, decodes and predicts: the trained modules, in eval mode their EMA if there is one."""
+        return self.target if self.config.target == "ema" and not self.training else self
+
     # ---- training
 
     def hidden_states(self, tokens: Tensor, segment: Tensor, position_ids: Tensor, network=None) -> Tensor:
         """tokens, segment, position_ids (B, T) -> (B, T, C), through the model's mask."""
-        network = network or self
+        network = network or self.network
         return network.trunk(network.embed(tokens), position_ids, jepa_mask(segment, self.config.mask))
 
     def drop_words(self, batch: Batch) -> Tensor:
@@ -108,12 +114,12 @@ class NanoJEPA(
         unit, C = F.normalize(latent.float(), dim=-1), latent.size(-1)
         if self.training and self.config.decode_noise:  # spreads the latents: neighbours must stay decodable
             unit = unit + torch.randn_like(unit) * (self.config.decode_noise * C**-0.5)
-        return self.prefix_proj(unit * C**0.5)
+        return self.network.prefix_proj(unit * C**0.5)
 
     def decode_hidden_states(self, latent: Tensor, tokens: Tensor) -> Tensor:
         """latent (N, C), answer tokens (N, M) -> (N, M+1, C)."""
-        x = torch.cat((self.latent_prefix(latent)[:, None], self.embed(tokens)), 1)
-        return self.trunk(x, positions_of(x))
+        x = torch.cat((self.latent_prefix(latent)[:, None], self.network.embed(tokens)), 1)
+        return self.network.trunk(x, positions_of(x))
 
     def target_latents(self, batch: Batch, z: Tensor) -> Tensor:
         """The z of L_jepa (N, C): h[EOS] with its gradient stopped, an EMA network's h[EOS], or h[EOS] as it is."""
@@ -131,7 +137,7 @@ class NanoJEPA(
 
     def cross_entropy(self, hidden: Tensor, target: Tensor) -> Tensor:
         """Hidden states (K, C), next tokens (K,) -> (), summed, under the tied head."""
-        return cross_entropy(hidden, self.embed.weight, target)
+        return cross_entropy(hidden, self.network.embed.weight, target)
 
     def decode_loss(self, latent: Tensor, batch: Batch) -> Tensor:
         """latent (N, C) -> (): the answer's tokens decoded from it, summed."""
@@ -151,7 +157,7 @@ class NanoJEPA(
         config, n = self.config, batch.loss_denominators
 
         h = self.hidden_states(self.drop_words(batch), batch.segment, batch.position_ids).flatten(0, 1)  # (B*T, C)
-        z_hat, z = self.predictor(h[batch.pred_at]), h[batch.eos_at]  # (N, C)
+        z_hat, z = self.network.predictor(h[batch.pred_at]), h[batch.eos_at]  # (N, C)
         target = self.target_latents(batch, z)
 
         # L_token: the question's next tokens, and the answer decoded from its latent
@@ -188,7 +194,7 @@ class NanoJEPA(
     def update_target(self) -> None:
         """After an optimiser step: move the EMA target network towards the trained one."""
         if self.config.target == "ema":
-            online = [*self.embed.parameters(), *self.trunk.parameters()]
+            online = [p for name in self.target for p in getattr(self, name).parameters()]
             torch._foreach_lerp_(list(self.target.parameters()), online, 1 - self.config.ema_decay)
 
     # ---- use
@@ -202,27 +208,26 @@ class NanoJEPA(
         tokens = pad(rows, -1).to(self.device)
         return tokens.clamp(min=0), torch.where(tokens < 0, -1, 0)
 
-    def _last_hidden(self, rows: list[list[int]], network=None) -> Tensor:
+    def _last_hidden(self, rows: list[list[int]]) -> Tensor:
         """Lists of ids -> the hidden state of each list's last token (B, C), each list a view of its own."""
         longest = max(map(len, rows))
         if longest > self.config.block_size:
             raise UserError(f"a text of {longest} tokens is longer than the context of {self.config.block_size}")
         tokens, segment = self._padded(rows)
-        h = self.hidden_states(tokens, segment, positions_of(tokens), network)
+        h = self.hidden_states(tokens, segment, positions_of(tokens))
         return h[torch.arange(len(rows), device=self.device), (segment >= 0).sum(1) - 1]
 
     @torch.no_grad()
     def predict(self, questions: list[str]) -> Tensor:
         """B questions -> z_hat (B, C), the latents of the answers the model expects."""
         rows = [[*ids, self.tokenizer.pred] for ids in self.tokenize(questions)]
-        return self.predictor(self._last_hidden(rows)).float()
+        return self.network.predictor(self._last_hidden(rows)).float()
 
     @torch.no_grad()
     def encode(self, answers: list[str]) -> Tensor:
         """B answers -> z (B, C), their latents: what `predict` aims at."""
         t = self.tokenizer
-        network = self.target if self.config.target == "ema" else None
-        return self._last_hidden([[t.ans, *ids, t.eos] for ids in t.encode(answers)], network).float()
+        return self._last_hidden([[t.ans, *ids, t.eos] for ids in t.encode(answers)]).float()
 
     @torch.no_grad()
     def decode(self, latent: Tensor, max_new_tokens: int | None = None) -> list[str]:
@@ -238,7 +243,7 @@ class NanoJEPA(
             return self.computed(self.decode(self.predict(questions), max_new_tokens), questions)
         t = self.tokenizer
         tokens, segment = self._padded([[*ids, t.pred, t.ans] for ids in self.tokenize(questions)])
-        return self.computed(self._generate(self.embed(tokens), segment, max_new_tokens, choose), questions)
+        return self.computed(self._generate(self.network.embed(tokens), segment, max_new_tokens, choose), questions)
 
     def computed(self, texts: list[str], questions: list[str]) -> list[str]:
         """What was read out of B questions' latents -> the same; 'α+β' becomes 'α+β #### 42' under --answer-view
@@ -255,21 +260,22 @@ class NanoJEPA(
         """
         B, eos = len(x), self.tokenizer.eos
         limit = max_new_tokens or self.config.max_new_tokens or self.config.block_size
-        cache = [[] for _ in self.trunk.blocks]
+        embed, trunk = self.network.embed, self.network.trunk
+        cache = [[] for _ in trunk.blocks]
         valid = segment >= 0
         last = valid.sum(1) - 1  # (B,) column of each row's last token
-        h = self.trunk(x, positions_of(x), jepa_mask(segment, "causal"), cache)
+        h = trunk(x, positions_of(x), jepa_mask(segment, "causal"), cache)
         h = h[torch.arange(B, device=x.device), last]  # (B, C)
 
         ids, done = [], torch.zeros(B, dtype=torch.bool, device=x.device)
         for step in range(1, limit + 1):
-            token = choose(F.linear(h, self.embed.weight))  # (B,)
+            token = choose(F.linear(h, embed.weight))  # (B,)
             done |= token == eos
             ids.append(token.masked_fill(done, eos))
             if done.all() or step == limit:
                 break
             valid = F.pad(valid, (0, 1), value=True)
-            h = self.trunk(self.embed(token)[:, None], (last + step)[:, None], valid[:, None, None, :], cache)[:, -1]
+            h = trunk(embed(token)[:, None], (last + step)[:, None], valid[:, None, None, :], cache)[:, -1]
         return [self.tokenizer.decode(self.tokenizer.until_eos(row)) for row in torch.stack(ids, 1).tolist()]
 
     # ---- files
