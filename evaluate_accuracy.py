@@ -17,9 +17,10 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,14 +28,18 @@ from tqdm import tqdm
 
 from common.checkpoint import atomic, write_json
 from common.device import resolve_device
+from common.known_world import KnownWorld, known_world
 from common.losses import cosine
 from common.options import parse, run_main
+from common.plots import BLUE, ORANGE, figure
 from common.programs import computable, compute, function_of, number_placeholders
-from common.sources import Example, parse_answer
+from common.sources import Example, parse_answer, same_answer
 from common.stats import wilson
 from config import Config, EvalConfig
 from data import answer_view_text, is_correct, load_splits
 from model import NanoJEPA, load_run
+
+WANTED = 0.95  # of the answers that are given, how many should be correct
 
 
 def final_answer(model: NanoJEPA, text: str) -> str:
@@ -82,35 +87,69 @@ def exact_match(model: NanoJEPA, examples: list[Example], batch_size: int = 64) 
     return hits / len(examples)
 
 
+@dataclass(frozen=True)
+class Candidates:
+    """Distinct answer views to compare predictions with, their unit latents z (A, C), and where they come from."""
+
+    texts: list[str]
+    z: Tensor
+    source: str = ""
+
+
+def candidates_of(model: NanoJEPA, texts: list[str], source: str = "") -> Candidates:
+    """Answer views and their source in words -> the same with their latents."""
+    return Candidates(texts, encode_answers(model, texts), source)
+
+
+@dataclass(frozen=True)
+class ReadOut:
+    """What a model makes of one question: the answer views decoded and nearest, each with what it computes behind a
+    ####, and the cosines to all candidates (A,), -2 for a program that the question has no numbers for."""
+
+    decoded: str
+    nearest: str
+    cosines: Tensor
+
+    def gap(self) -> float:
+        """How much nearer the nearest candidate is than the second one."""
+        first, *second = self.cosines.topk(min(2, len(self.cosines))).values.tolist()
+        return first - max([-1.0, *second])
+
+
+@torch.no_grad()
+def read_out(model: NanoJEPA, questions: list[str], candidates: Candidates) -> tuple[list[ReadOut], Tensor]:
+    """B questions -> both read-outs of each, and z_hat (B, C)."""
+    z_hat = model.predict(questions)
+    wrote = model.config.writes_tokens
+    decoded = model.answer(questions) if wrote else model.computed(model.decode(z_hat), questions)
+    cosines = F.normalize(z_hat, dim=-1) @ candidates.z.T  # (B, A)
+    if model.config.answer_view == "program":  # a program over numbers that a question does not have is no candidate
+        numbers = [number_placeholders(question)[1] for question in questions]
+        there = torch.tensor([[computable(program, known) for program in candidates.texts] for known in numbers])
+        cosines = cosines.masked_fill(~there.to(cosines.device), -2)
+    nearest = model.computed([candidates.texts[k] for k in cosines.argmax(-1).tolist()], questions)
+    return [ReadOut(*row) for row in zip(decoded, nearest, cosines, strict=True)], z_hat
+
+
 @torch.no_grad()
 def predictions(
-    model: NanoJEPA, examples: list[Example], candidates: list[str], batch_size: int = 64, progress: bool = False
+    model: NanoJEPA, examples: list[Example], candidates: Candidates, batch_size: int = 64, progress: bool = False
 ) -> Iterator[tuple[int, dict]]:
-    """-> (position in `examples`, decoded and nearest answer, cosine to the true one's latent, None if it has none; the
-    programs behind them) of each that fits."""
-    z, view = encode_answers(model, candidates), model.config.answer_view
-    batches = by_length(model, [e.question for e in examples], batch_size)
+    """-> (position in `examples`, decoded and nearest answer, cosine to the true one's latent, None if it has none;
+    `gap`, -1 where the two read-outs disagree; the programs behind the answers) of each that fits."""
+    view, batches = model.config.answer_view, by_length(model, [e.question for e in examples], batch_size)
     for index in tqdm(batches, desc="answering", unit="batch", disable=not progress):
-        questions = [examples[i].question for i in index]
-        z_hat = model.predict(questions)  # (B, C)
-        wrote = model.config.writes_tokens
-        decoded = model.answer(questions) if wrote else model.computed(model.decode(z_hat), questions)
-        similarity = F.normalize(z_hat, dim=-1) @ z.T  # (B, A)
-        if view == "program":  # a program over numbers that a question does not have is no candidate
-            numbers = [number_placeholders(question)[1] for question in questions]
-            there = torch.tensor([[computable(program, known) for program in candidates] for known in numbers])
-            similarity = similarity.masked_fill(~there.to(similarity.device), -2)
-        nearest = [candidates[k] for k in similarity.argmax(-1).tolist()]
-        nearest = model.computed(nearest, questions)
+        found, z_hat = read_out(model, [examples[i].question for i in index], candidates)
         own = [answer_view_text(examples[i], view) for i in index]
         cosines = cosine(z_hat, model.encode([text or "" for text in own])).tolist()
-        for b, i in enumerate(index):
-            row = {"prediction": final_answer(model, decoded[b]), "nearest": final_answer(model, nearest[b])}
-            row["cosine"] = None if own[b] is None else round(cosines[b], 4)
+        for i, text, row, cos in zip(index, own, found, cosines, strict=True):
+            decoded, nearest = final_answer(model, row.decoded), final_answer(model, row.nearest)
+            values = {"prediction": decoded, "nearest": nearest, "cosine": None if text is None else round(cos, 4)}
+            values["gap"] = round(row.gap(), 4) if decoded and same_answer(decoded, nearest) else -1.0
             if view == "program":
-                row["gold_program"] = own[b]
-                row["program"], row["nearest_program"] = (x[b].partition(" ####")[0] for x in (decoded, nearest))
-            yield i, row
+                programs = [x.partition(" ####")[0] for x in (row.decoded, row.nearest)]
+                values |= dict(zip(("program", "nearest_program"), programs, strict=True)) | {"gold_program": text}
+            yield i, values
 
 
 def constants(examples: list[Example], train_examples: list[Example], config: Config) -> dict:
@@ -147,11 +186,10 @@ def accuracy(
     taken from the training examples. A question that does not fit the context counts as wrong.
     """
     began, view = time.perf_counter(), model.config.answer_view
-    candidates = distinct_views(model, train_examples if view != "answer" else examples)
-    candidates = sorted({*candidates, *(answers if view == "answer" else ())})
-    rows = [
-        {"question": e.question, "gold": e.answer, "prediction": "", "nearest": "", "cosine": None} for e in examples
-    ]
+    texts = distinct_views(model, train_examples if view != "answer" else examples)
+    candidates = candidates_of(model, sorted({*texts, *(answers if view == "answer" else ())}))
+    blank = {"prediction": "", "nearest": "", "cosine": None, "gap": -1.0}
+    rows = [{"question": e.question, "gold": e.answer, **blank} for e in examples]
     for i, found in predictions(model, examples, candidates, batch_size, progress):
         rows[i] |= found
 
@@ -170,6 +208,75 @@ def accuracy(
         result |= {name: sum(hits) / len(rows), f"{name}_ci95": wilson(sum(hits), len(rows))}
     result |= constants(examples, train_examples, model.config)
     return result | {"seconds": round(time.perf_counter() - began, 3)}, rows
+
+
+# ------------------------------------------------------------------------------------ "I do not know"
+
+
+def world_of(model: NanoJEPA, splits: dict[str, list[Example]]) -> KnownWorld:
+    return known_world(splits["train"], splits["val"], model.tokenizer, model.tokenize)
+
+
+def objection(model: NanoJEPA, world: KnownWorld, question: str) -> str:
+    """Why a question is unlike those of training, or ""."""
+    any_number, ids = model.config.answer_view == "program", model.tokenize([question])[0]
+    return world.objection(question, ids, model.tokenizer.unk, any_number)
+
+
+def choose_threshold(gaps: list[float], correct: list[bool]) -> float | None:
+    """The smallest gap above which WANTED of the answers are correct; None if there is none."""
+    order = np.argsort(gaps)[::-1]
+    rate = np.cumsum(np.array(correct)[order]) / np.arange(1, len(order) + 1)
+    enough = [i for i in np.flatnonzero(rate >= WANTED) if gaps[order[i]] >= 0]
+    return float(gaps[order[enough[-1]]]) if enough else None
+
+
+def coverage(model: NanoJEPA, splits: dict[str, list[Example]], rows: list[dict], examples: list[Example]) -> dict:
+    """When should the model say that it does not know? By a threshold on the gap, chosen on the validation split.
+
+    It answers where a question is like those of training, both read-outs agree, and the gap is at the threshold or
+    above. `splits` are the run's own data, `rows` are `accuracy`'s of the examples -> threshold, coverage, accuracy of
+    what is answered, and the curve of the two.
+    """
+    world = world_of(model, splits)
+    val_rows = accuracy(model, splits["val"], splits["train"])[1]
+
+    def scored(rows, examples):
+        strange = [bool(objection(model, world, row["question"])) for row in rows]
+        gaps = [-1.0 if odd else row["gap"] for odd, row in zip(strange, rows, strict=True)]
+        return gaps, [is_correct(row["prediction"], e, model.config) for row, e in zip(rows, examples, strict=True)]
+
+    threshold = choose_threshold(*scored(val_rows, splits["val"]))
+    gaps, correct = (np.array(x) for x in scored(rows, examples))
+    answered = gaps >= (np.inf if threshold is None else threshold)
+    hits, n = int(correct[answered].sum()), int(answered.sum())
+    order = np.argsort(gaps, kind="stable")[::-1]
+    steps = np.unique(np.linspace(1, len(order), 50).astype(int))
+    return {
+        "threshold": threshold,
+        "coverage": n / len(rows),
+        "answered": n,
+        "answered_correct": hits / n if n else None,
+        "answered_correct_ci95": wilson(hits, n),
+        "curve": [[int(k) / len(order), float(correct[order[:k]].mean())] for k in steps],
+    }
+
+
+def plot_coverage(found: dict, path: Path) -> None:
+    """Accuracy of the answers given, against how many are given: surest first, beside a random order."""
+    x, y = zip(*found["curve"], strict=True)
+    with figure(path) as (fig, axis):
+        axis.plot(x, y, color=BLUE, label="surest first")
+        axis.axhline(y[-1], color=ORANGE, linestyle="--", label="in a random order (control)")
+        if found["answered"]:
+            point = (found["coverage"], found["answered_correct"])
+            axis.plot(*point, "o", color="black", label=f"threshold of the validation split: {found['threshold']:.3f}")
+        axis.set(title="Saying “I do not know”", xlabel="fraction of questions answered", ylabel="fraction correct")
+        axis.set(xlim=(0, 1.01), ylim=(0, 1.03))
+        fig.legend(loc="outside lower center", ncols=3)
+
+
+# ------------------------------------------------------------------------------------------ the script
 
 
 def load_examples(model: NanoJEPA, config: EvalConfig) -> tuple[list[Example], list[Example], list[str]]:
@@ -207,6 +314,12 @@ def report(result: dict, config: EvalConfig, model: NanoJEPA) -> str:
         interval = result.get(f"{name}_ci95")
         shown = f"   95% interval {interval[0]:.2%} to {interval[1]:.2%}" if interval else ""
         lines.append(f"  {label:<44}{result[name]:8.2%}{shown}")
+    if knows := result.get("knows"):
+        lines.append(f"  answers {knows['coverage']:.1%} of the questions, says that it does not know the others'")
+        if knows["answered"]:
+            low, high = knows["answered_correct_ci95"]
+            label, interval = "correct of what it answers", f"95% interval {low:.2%} to {high:.2%}"
+            lines.append(f"  {label:<44}{knows['answered_correct']:8.2%}   {interval}")
     lines.append(f"  {result['seconds']:.1f} s, {result['n'] / result['seconds']:,.0f} questions/s")
     return "\n".join(lines)
 
@@ -216,9 +329,12 @@ def main(argv: list[str] | None = None) -> None:
     model = load_run(config.run, resolve_device(config.device).device)
     examples, train_examples, answers = load_examples(model, config)
     result, rows = accuracy(model, examples, train_examples, answers, config.batch_size, progress=True)
+    run, name = Path(config.run), output_name("accuracy", model, config)
+    if not model.config.writes_tokens:
+        result["knows"] = coverage(model, load_splits(model.config), rows, examples)
+        plot_coverage(result["knows"], run / f"{output_name('coverage', model, config)}.png")
     print("\n" + report(result, config, model))
 
-    run, name = Path(config.run), output_name("accuracy", model, config)
     rows_name = output_name("predictions", model, config)
     data = {"dataset": "gsm8k" if config.data_dir else model.config.dataset}
     data["data_dir"] = config.data_dir or model.config.data_dir

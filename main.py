@@ -3,6 +3,8 @@
     python main.py --run out/quick                        this machine only, http://127.0.0.1:7860 or the next free port
     python main.py --run out/nanojepa --data-dir DIR      candidates are the answers of DIR/test.jsonl
     python main.py --run out/quick --host 0.0.0.0         other machines may ask, too
+    python main.py --run out/quick --ask "Tom has 12 pears. Ana gives Tom 30 more pears. How many pears does Tom have?"
+    python main.py --run out/quick --ask - < questions.txt         one a line
 
 One question in, one greedy answer out, at most `max_new_tokens` tokens long. The same question always gets the same
 answer: nothing is sampled, nothing is remembered, no other model is asked. Neither the server nor the page sends
@@ -12,35 +14,35 @@ Shapes: A candidate answers, C width.
 """
 
 import html
+import math
 import os
 import socket
-from collections.abc import Sequence
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from common.checkpoint import read_json
 from common.device import resolve_device
-from common.losses import cosine
+from common.known_world import KnownWorld
 from common.options import UserError, opt, parse, run_main
-from common.word_problems import word_problems
+from common.sources import Example, same_answer
 from data import load_splits
-from evaluate_accuracy import encode_answers
+from evaluate_accuracy import (
+    Candidates,
+    ReadOut,
+    candidates_of,
+    distinct_views,
+    final_answer,
+    objection,
+    read_out,
+    world_of,
+)
 from model import NanoJEPA, load_run
 
 TOP = 5  # candidates shown
+N_EXAMPLES = 6  # questions of the test split on the page
 MARGIN = 0.05  # cos_own - cos_other on the test split below which a cosine distinguishes no answer from another
-
-GSM8K_STYLE = (  # written for this page; in no split of GSM8K
-    "Nora bakes 6 trays of 8 rolls. She keeps 10 rolls for her family and sells the rest for $2 each. "
-    "How many dollars does she earn?",
-    "A train has 9 cars with 42 seats each. If a third of the seats are empty, how many passengers are on the train?",
-    "Omar reads 15 pages every day for two weeks. His book has 300 pages. How many pages are left?",
-    "A shirt costs $24 and a pair of trousers costs twice as much. How much do 3 shirts and 2 pairs of trousers cost?",
-    "Lena walks 4 kilometres to work and back on each of 5 days a week. How many kilometres is that in 6 weeks?",
-)
 
 
 @dataclass
@@ -48,7 +50,8 @@ class DemoConfig:
     """What the demo reads."""
 
     run: str = opt("out/nanojepa", "folder of the trained run; RUN/best is one too")
-    data_dir: str = opt("", "take the candidate answers from DIR/test.jsonl instead of the run's own data set")
+    ask: str = opt("", "answer one question in the terminal and end; - reads one a line from standard input")
+    data_dir: str = opt("", "the run's data, where it has moved: DIR/train.jsonl and DIR/test.jsonl")
     host: str = opt("127.0.0.1", "address to listen on; 0.0.0.0 lets other machines ask, too")
     port: int = opt(0, "port to listen on (0: the first free one from 7860)")
     device: str = opt("auto", "auto, cpu, cuda, cuda:N or mps; auto takes the best one present")
@@ -58,12 +61,14 @@ class DemoConfig:
 
 
 @dataclass(frozen=True)
-class Candidates:
-    """Answers to compare a prediction with, their latents z (A, C), and where they come from, in words."""
+class Knowledge:
+    """What a question is held against: candidate answers, the world of training if its data is here, the threshold on
+    the gap (None: no validation answer was sure enough; NaN: never measured), and test examples to choose from."""
 
-    answers: list[str]
-    z: Tensor
-    source: str
+    candidates: Candidates
+    world: KnownWorld | None = None
+    threshold: float | None = math.nan
+    examples: tuple[Example, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,55 +76,81 @@ class Thought:
     """What a question led to; if there is a `message`, it explains why there is no answer and all else is empty."""
 
     answer: str = ""
+    program: str = ""
+    doubt: str = ""  # why the answer is not to be trusted
     nearest: tuple = ()  # (candidate, cosine), nearest first
     control: float = 0.0  # mean cosine over all candidates
-    tokens: tuple = ()  # the pieces of text that the model read, with [PRED]
+    tokens: tuple = ()  # (piece of text that the model read, is it strange?), with [PRED]
     message: str = ""
 
 
-def candidates_of(model: NanoJEPA, answers: list[str], source: str) -> Candidates:
-    """Distinct answers and their source in words -> the same with their latents."""
-    return Candidates(answers, encode_answers(model, answers), source)
-
-
-def load_candidates(model: NanoJEPA, data_dir: str = "") -> Candidates:
-    """The distinct answers of the test split; whole numbers to 100 if the run's data is not on this machine.
+def load_knowledge(model: NanoJEPA, data_dir: str = "", summary: dict | None = None) -> Knowledge:
+    """From the run's data and its summary.json; without the data the candidates are the whole numbers to 100.
 
     A `data_dir` that was asked for and cannot be read is a UserError: it is not quietly replaced.
     """
-    source = replace(model.config, n_train=1)  # word problems: no need to generate the training split
+    config, threshold = model.config, (summary or {}).get("threshold", math.nan)
     if data_dir:
-        source = replace(source, dataset="gsm8k", data_dir=data_dir)
+        config = replace(config, dataset="pairs" if config.dataset == "pairs" else "gsm8k", data_dir=data_dir)
     try:
-        answers = sorted({e.answer for e in load_splits(source)["test"]})
-        return candidates_of(model, answers, f"the {len(answers):,} different answers of the test split")
+        splits = load_splits(config)
     except UserError as error:
         if data_dir:
             raise
         print(f"the candidates are the whole numbers from 0 to 100, because the run's data could not be read: {error}")
-    words = "the whole numbers from 0 to 100 (the run's own answers are not on this machine; --data-dir names them)"
-    return candidates_of(model, [str(i) for i in range(101)], words)
+        words = "the whole numbers from 0 to 100 (the run's own answers are not on this machine; --data-dir names them)"
+        return Knowledge(candidates_of(model, [str(i) for i in range(101)], words), None, threshold)
+    kind, split = ("programs", "train") if config.answer_view == "program" else ("answers", "test")
+    texts = distinct_views(model, splits[split])
+    candidates = candidates_of(model, texts, f"the {len(texts):,} different {kind} of the {split} split")
+    short = [e for e in splits["test"] if len(model.tokenize([e.question])[0]) < config.block_size]
+    return Knowledge(candidates, world_of(model, splits), threshold, tuple(short[:N_EXAMPLES]))
 
 
-def think(model: NanoJEPA, candidates: Candidates, question: str | None) -> Thought:
+def doubt_of(model: NanoJEPA, knowledge: Knowledge, question: str, found: ReadOut) -> str:
+    """Why "I do not know" is the better answer, or "". The rule that evaluate_accuracy.py measures."""
+    if knowledge.world and (reason := objection(model, knowledge.world, question)):
+        return reason
+    if model.config.writes_tokens:  # latents do not answer
+        return ""
+    decoded, nearest = (final_answer(model, text) for text in (found.decoded, found.nearest))
+    if not decoded:
+        return "what was decoded from the latent computes nothing"
+    if not same_answer(decoded, nearest):
+        return f"the two read-outs disagree: decoded {decoded}, nearest {nearest or 'nothing'}"
+    if knowledge.threshold is None:
+        return "on the validation split no confidence was high enough for its answers to be correct"
+    if found.gap() < knowledge.threshold:
+        return f"the second candidate is too near: {found.gap():.3f}, wanted {knowledge.threshold:.3f}"
+    return ""
+
+
+def think(model: NanoJEPA, knowledge: Knowledge, question: str | None) -> Thought:
     """One question -> Thought. Deterministic; the answer has at most `config.max_new_tokens` tokens."""
     question = (question or "").encode("utf-8", "replace").decode().strip()  # half an emoji is no text for a tokenizer
     if not question:
         return Thought(message="There is no question yet. Type one, or choose an example.")
     if not any(c.isalpha() for c in question):
         return Thought(message="There are no words in this. Ask in a sentence, as the examples do.")
-    ids = [*model.tokenize([question])[0], model.tokenizer.pred]
-    if len(ids) > model.config.block_size:
-        size = f"{len(ids):,} tokens with [PRED], and the model reads {model.config.block_size:,} at most"
+    ids = model.tokenize([question])[0]
+    if len(ids) + 1 > model.config.block_size:
+        size = f"{len(ids) + 1:,} tokens with [PRED], and the model reads {model.config.block_size:,} at most"
         return Thought(message=f"This question is too long: {size}. Shorten it.")
 
-    similarity = cosine(model.predict([question]), candidates.z).clamp(-1, 1)  # (A,)
-    order = similarity.argsort(descending=True, stable=True)[:TOP].tolist()
+    candidates, world = knowledge.candidates, knowledge.world
+    (found,), _ = read_out(model, [question], candidates)
+    cosines = found.cosines.clamp(-1, 1)
+    there = cosines[found.cosines > -2]
+    order = cosines.topk(min(TOP, len(there))).indices.tolist()
+    texts = model.computed([candidates.texts[i] for i in order], [question] * len(order))
+    strange = world.strange_tokens(ids, model.tokenizer.unk) if world else [False] * len(ids)
     return Thought(
-        answer=model.answer([question])[0],
-        nearest=tuple((candidates.answers[i], float(similarity[i])) for i in order),
-        control=float(similarity.mean()),
-        tokens=tuple(model.tokenizer.pieces(ids)),
+        answer=final_answer(model, found.decoded),
+        program=found.decoded.partition(" ####")[0] if model.config.answer_view == "program" else "",
+        doubt=doubt_of(model, knowledge, question, found),
+        nearest=tuple((x.replace(" #### ", " = "), float(cosines[i])) for x, i in zip(texts, order, strict=True)),
+        control=float(there.mean()) if len(there) else 0.0,
+        tokens=tuple(zip(model.tokenizer.pieces([*ids, model.tokenizer.pred]), [*strange, False], strict=True)),
     )
 
 
@@ -150,10 +181,15 @@ def worth_of_cosines(model: NanoJEPA, summary: dict) -> str:
     return f"The cosine is {own:.3f} to a question's own answer, {other:.3f} to another answer: {verdict}."
 
 
-def describe(model: NanoJEPA, run: str | Path) -> str:
-    """Markdown: which run answers, how well it did on the test split, and whether its cosines mean something."""
-    config, path = model.config, Path(run) / "summary.json"
-    summary = read_json(path) if path.is_file() else {}  # RUN/best and unfinished runs have none
+def summary_of(run: str | Path) -> dict:
+    """A run's summary.json; RUN/best and unfinished runs have none."""
+    path = Path(run) / "summary.json"
+    return read_json(path) if path.is_file() else {}
+
+
+def describe(model: NanoJEPA, run: str | Path, world: KnownWorld | None = None) -> str:
+    """Markdown: which run answers, what it was trained on, how well it did on the test split, what its cosines mean."""
+    config, summary = model.config, summary_of(run)
     data = config.data_dir or "GSM8K"
     if config.dataset == "wordproblems":
         data = f"word problems, level {config.difficulty}"
@@ -167,11 +203,15 @@ def describe(model: NanoJEPA, run: str | Path) -> str:
             f"On its test split {summary['exact_match']:.1%} of the answers are correct; "
             f"always giving the majority training answer: {summary['constant_from_train']:.1%}."
         )
-    if config.answer_view == "program":
+    if world:
+        lines.append(f"Trained on {world.summary()}.")
+    if summary.get("answered"):
         lines.append(
-            "α, β … are the question's numbers in order, a, b … the results of the steps; behind #### stands what the "
-            "program computes."
+            f"Of the test questions it answers {summary['coverage']:.1%}, {summary['answered_correct']:.1%} of these "
+            "correctly; to the others it says that it does not know."
         )
+    if config.answer_view == "program":
+        lines.append("α, β … are the question's numbers in order, a, b … the results of the steps before.")
     return "  \n".join([*lines, worth_of_cosines(model, summary)])
 
 
@@ -199,34 +239,50 @@ CSS = """
 TO_RESULT = "() => document.getElementById('result').scrollIntoView({behavior: 'smooth', block: 'nearest'})"
 
 
-def show(thought: Thought, candidates: Candidates) -> str:
-    """HTML: the answer, the nearest candidates and, below them, the control; bars have length max(0, cosine)."""
+def show(thought: Thought, candidates: Candidates, gold: str = "") -> str:
+    """HTML: the answer, ✓ or ✗ beside it where the true one is known, the nearest candidates and, below them, the
+    control; bars have length max(0, cosine)."""
     if thought.message:
         return f'<p class="message" role="alert">{html.escape(thought.message)}</p>'
     rows = [(answer, cos, "") for answer, cos in thought.nearest]
-    rows.append((f"mean of all {len(candidates.answers):,}", thought.control, "control"))
+    rows.append((f"mean of all {len(candidates.texts):,}", thought.control, "control"))
     body = "".join(
         f'<tr class="{kind}"><th scope="row">{html.escape(label)}</th><td>{cos:.3f}</td>'
         f'<td><i style="width: {max(0.0, cos):.1%}"></i></td></tr>'
         for label, cos, kind in rows
     )
+    shown = "I do not know" if thought.doubt else (thought.answer.strip() or "(none)")
+    verdict = ""
+    if gold:
+        mark = "–" if thought.doubt else "✓" if same_answer(thought.answer, gold) else "✗"
+        verdict = f'<p class="label">{mark} the true answer is {html.escape(gold)}</p>'
+    why = ""
+    if thought.doubt:
+        why = f"Because {thought.doubt}. The guess would be {thought.answer or 'nothing'}."
+    if thought.program:
+        why += f" Program: {thought.program}"
     return (
-        f'<p class="label">Answer</p><p class="answer">{html.escape(thought.answer.strip() or "(none)")}</p>'
+        f'<p class="label">Answer</p><p class="answer">{html.escape(shown)}</p>{verdict}'
+        f'<p class="label">{html.escape(why.strip())}</p>'
         f'<table><caption class="label">Cosine to the nearest of {html.escape(candidates.source)}; '
         f"grey, the control: the mean over all of them</caption>{body}</table>"
     )
 
 
-def build(model: NanoJEPA, candidates: Candidates, about: str, examples: Sequence[str]) -> Any:
-    """model, Candidates, Markdown, questions -> gr.Blocks, one page that asks `think`."""
+def build(model: NanoJEPA, knowledge: Knowledge, about: str) -> Any:
+    """model, Knowledge, Markdown -> gr.Blocks, one page that asks `think`."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # gradio reads it when it is imported
     import gradio as gr
 
+    gold = {e.question: e.answer for e in knowledge.examples}
+
     def ask(question):
-        thought = think(model, candidates, question)
-        pieces = [(piece, "question") for piece in thought.tokens[:-1]] + [(p, "[PRED]") for p in thought.tokens[-1:]]
+        thought = think(model, knowledge, question)
+        kinds = ["never seen in training" if strange else "question" for _, strange in thought.tokens[:-1]]
+        pieces = list(zip((piece for piece, _ in thought.tokens), [*kinds, "[PRED]"], strict=False))
         label = f"What the model read: {len(pieces)} tokens"
-        return show(thought, candidates), gr.HighlightedText(pieces, label=label, visible=bool(pieces))
+        shown = show(thought, knowledge.candidates, gold.get((question or "").strip(), ""))
+        return shown, gr.HighlightedText(pieces, label=label, visible=bool(pieces))
 
     with gr.Blocks(title="nanoJEPA") as page:
         gr.Markdown("# nanoJEPA")
@@ -236,21 +292,44 @@ def build(model: NanoJEPA, candidates: Candidates, about: str, examples: Sequenc
                 question = gr.Textbox(label="Question", placeholder="Ask one question", max_lines=8, autofocus=True)
                 button = gr.Button("Ask", variant="primary")
                 with gr.Column(elem_id="examples"):
-                    gr.Markdown("Or choose an example:")
-                    shelf = [gr.Button(text, size="sm") for text in examples]  # gr.Examples cuts after 60 characters
+                    if knowledge.examples:
+                        gr.Markdown("Or choose a question of the test split, which training never saw:")
+                    shelf = [gr.Button(text, size="sm") for text in gold]  # gr.Examples cuts after 60 characters
             with gr.Column(min_width=320):
                 result = gr.HTML('<p class="label">The answer will appear here.</p>', elem_id="result", container=True)
                 read = gr.HighlightedText(
                     visible=False,
                     show_inline_category=False,
                     elem_id="read",
-                    color_map={"question": "#56B4E9", "[PRED]": "#E69F00"},
+                    color_map={"question": "#56B4E9", "never seen in training": "#D55E00", "[PRED]": "#E69F00"},
                 )
         private = dict(api_visibility="private", show_progress="minimal")
         chosen = [example.click(lambda text: text, example, question, **private) for example in shelf]
         for trigger in (button.click, question.submit, *(choice.then for choice in chosen)):
             trigger(ask, question, [result, read], **private).then(None, js=TO_RESULT, **private)
     return page
+
+
+def answer_in_terminal(model: NanoJEPA, knowledge: Knowledge, text: str) -> None:
+    """One question, or with - every line of standard input -> what led to the answer, and the answer on a last line."""
+    questions = [line.strip() for line in sys.stdin if line.strip()] if text == "-" else [text]
+    if not questions:
+        raise UserError("--ask - : no question on standard input")
+    for question in questions:
+        thought = think(model, knowledge, question)
+        if thought.message:
+            raise UserError(thought.message)
+        strange = " ".join(piece.strip() for piece, odd in thought.tokens if odd)
+        for label, value in (
+            ("question", question),
+            ("never seen in training", strange),
+            ("program", thought.program),
+            ("nearest", ", ".join(f"{text} ({cos:.3f})" for text, cos in thought.nearest[:3])),
+            ("why not", thought.doubt and f"{thought.doubt}; the guess would be {thought.answer or 'nothing'}"),
+        ):
+            if value:
+                print(f"{label:<24}{value}")
+        print("I do not know" if thought.doubt else thought.answer, flush=True)
 
 
 def launch(page: Any, host: str, port: int) -> str:
@@ -286,11 +365,11 @@ def main(argv: list[str] | None = None) -> None:
     config, _ = parse(DemoConfig, {}, __doc__.split("\n\n")[0], argv)
     os.environ["HF_DATASETS_OFFLINE"] = "1"  # GSM8K from the local cache or --data-dir; the demo downloads no data
     model = load_run(config.run, resolve_device(config.device).device)
-    candidates = load_candidates(model, config.data_dir)
-    examples = GSM8K_STYLE
-    if model.config.dataset == "wordproblems":
-        examples = [e.question for e in word_problems("test", len(GSM8K_STYLE), model.config.difficulty)]
-    page = build(model, candidates, describe(model, config.run), examples)
+    knowledge = load_knowledge(model, config.data_dir, summary_of(config.run))
+    if config.ask:
+        answer_in_terminal(model, knowledge, config.ask)
+        return
+    page = build(model, knowledge, describe(model, config.run, knowledge.world))
     url = launch(page, config.host, config.port)
     print(f"{config.run} answers at {url} (Ctrl-C ends it)", flush=True)
     page.block_thread()

@@ -26,7 +26,7 @@ from common.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 from config import PRESETS, Config
 from data import Batch, TokenizedDataset, load_splits, view_texts
 from eval_alignment import alignment
-from evaluate_accuracy import accuracy, exact_match
+from evaluate_accuracy import accuracy, coverage, exact_match
 from model import NanoJEPA, jepa_mask
 
 MIN_STEPS = 2_000  # what --epochs 0 trains at least: a small file of one's own is passed many times
@@ -101,7 +101,10 @@ def plot(run: Path) -> None:
 def final_evaluation(model: NanoJEPA, splits: dict[str, list[Example]]) -> dict:
     """The test split: exact match, retrieval and cosines beside their controls -> what summary.json has of it."""
     model.eval()
-    found = accuracy(model, splits["test"], splits["train"])[0] | alignment(model, splits["test"])[0]
+    found, rows = accuracy(model, splits["test"], splits["train"])
+    found |= alignment(model, splits["test"])[0]
+    if not model.config.writes_tokens:
+        found |= coverage(model, splits, rows, splits["test"])
     kept = {
         "exact_match": "exact_match_decoded",
         "exact_match_ci95": "exact_match_decoded_ci95",
@@ -109,8 +112,9 @@ def final_evaluation(model: NanoJEPA, splits: dict[str, list[Example]]) -> dict:
         "retrieval_at_1": "retrieval_at_1",
         "cos_own": "cos_own",
         "cos_other": "cos_other",
+        **{name: name for name in ("threshold", "coverage", "answered", "answered_correct", "equation_decoded")},
     }
-    return {name: found[key] for name, key in kept.items()}
+    return {name: found[key] for name, key in kept.items() if key in found}
 
 
 def report(summary: dict, config: Config, n_test: int) -> str:

@@ -1,6 +1,8 @@
 """The demo: one question, one answer, on this machine only."""
 
+import io
 import os
+from dataclasses import replace
 
 import pytest
 from helpers import call
@@ -8,7 +10,13 @@ from tiny import tiny_model
 
 import main
 from common.checkpoint import save_model, write_json
+from common.known_world import known_world
+from common.losses import cosine
 from common.options import UserError
+from common.sources import Example
+from common.tokenizers import train_tokenizer
+from common.word_problems import word_problems
+from model import NanoJEPA
 
 QUESTION = "Tom has 12 pears. Ana gives Tom 7 more. How many pears are there now?"
 
@@ -21,6 +29,11 @@ def model():
 @pytest.fixture(scope="module")
 def candidates(model):
     return main.candidates_of(model, [str(i) for i in range(40)], "the whole numbers to 39")
+
+
+@pytest.fixture(scope="module")
+def knowledge(candidates):
+    return main.Knowledge(candidates)
 
 
 @pytest.fixture
@@ -51,79 +64,154 @@ def launched(run, monkeypatch):
 # ------------------------------------------------------------------------------------------- the thought
 
 
-def test_the_same_question_gets_the_same_answer_whatever_was_asked_between(model, candidates):
-    first = main.think(model, candidates, QUESTION)
-    assert first.answer and main.think(model, candidates, "How old is Ben?").tokens != first.tokens
-    assert main.think(model, candidates, QUESTION) == first
+def test_the_same_question_gets_the_same_answer_whatever_was_asked_between(model, knowledge):
+    first = main.think(model, knowledge, QUESTION)
+    assert first.answer and main.think(model, knowledge, "How old is Ben?").tokens != first.tokens
+    assert main.think(model, knowledge, QUESTION) == first
 
 
 @pytest.mark.parametrize("mask", ("jepa", "causal"))
-def test_the_answer_never_exceeds_max_new_tokens(mask, candidates, monkeypatch):
+def test_the_answer_never_exceeds_max_new_tokens(mask, knowledge, monkeypatch):
     model = tiny_model(max_new_tokens=3, block_size=64, mask=mask).eval()
     lengths, decode = [], model.tokenizer.decode
     monkeypatch.setattr(model.tokenizer, "decode", lambda ids: lengths.append(len(ids)) or decode(ids))
-    main.think(model, candidates, QUESTION)
-    assert lengths == [3]  # the untrained model does not stop by itself: the limit stops it
+    main.think(model, knowledge, QUESTION)
+    assert lengths[0] == 3  # the untrained model does not stop by itself: the limit stops it
 
 
 def test_a_causal_run_answers_from_the_question_not_from_a_latent(monkeypatch):
     model = tiny_model(mask="causal", block_size=64).eval()
-    candidates = main.candidates_of(model, ["1", "2"], "two")
+    knowledge = main.Knowledge(main.candidates_of(model, ["1", "2"], "two"))
     monkeypatch.setattr(model, "decode", lambda *a, **k: pytest.fail("decoded from z_hat"))
-    assert main.think(model, candidates, QUESTION).answer == model.answer([QUESTION])[0]
+    assert main.think(model, knowledge, QUESTION).answer == model.answer([QUESTION])[0]
 
 
-def test_a_question_that_fills_the_context_is_answered_and_one_token_more_is_not(model, candidates):
+def test_a_question_that_fills_the_context_is_answered_and_one_token_more_is_not(model, knowledge):
     fits = QUESTION + "?" * (64 - 1 - len(model.tokenizer.encode([QUESTION])[0]))
-    assert len(main.think(model, candidates, fits).tokens) == 64  # exactly block_size with [PRED]
-    refused = main.think(model, candidates, fits + "?")
+    assert len(main.think(model, knowledge, fits).tokens) == 64  # exactly block_size with [PRED]
+    refused = main.think(model, knowledge, fits + "?")
     assert refused == main.Thought(message=refused.message) and "65 tokens" in refused.message
 
 
-def test_an_empty_and_a_wordless_question_each_get_their_own_message_and_no_answer(model, candidates):
-    refused = [main.think(model, candidates, question) for question in ("", " \n", None, "12 + 7 = ?")]
+def test_an_empty_and_a_wordless_question_each_get_their_own_message_and_no_answer(model, knowledge):
+    refused = [main.think(model, knowledge, question) for question in ("", " \n", None, "12 + 7 = ?")]
     assert all(thought == main.Thought(message=thought.message) and thought.message for thought in refused)
     empty, blank, none, wordless = (thought.message for thought in refused)
     assert empty == blank == none != wordless
 
 
-def test_the_nearest_answers_are_sorted_and_their_cosines_and_the_control_are_cosines(model, candidates):
-    thought = main.think(model, candidates, QUESTION)
+def test_the_nearest_answers_are_sorted_and_their_cosines_and_the_control_are_cosines(model, candidates, knowledge):
+    thought = main.think(model, knowledge, QUESTION)
     cosines = [cos for _, cos in thought.nearest]
-    every = main.cosine(model.predict([QUESTION]), model.encode(candidates.answers))
+    every = cosine(model.predict([QUESTION]), model.encode(candidates.texts))
     assert len(cosines) == main.TOP and cosines == sorted(cosines, reverse=True)
     assert all(-1 <= cos <= 1 for cos in cosines) and cosines[0] == pytest.approx(float(every.max()), abs=1e-5)
     assert cosines[-1] > thought.control == pytest.approx(float(every.mean()), abs=1e-5)
-    assert thought.nearest[0][0] == candidates.answers[int(every.argmax())]
+    assert thought.nearest[0][0] == candidates.texts[int(every.argmax())]
 
 
-def test_the_tokens_shown_spell_the_question_and_end_in_pred(model, candidates):
-    *pieces, last = main.think(model, candidates, QUESTION).tokens
+def test_the_tokens_shown_spell_the_question_and_end_in_pred(model, knowledge):
+    *pieces, last = (piece for piece, _ in main.think(model, knowledge, QUESTION).tokens)
     assert last == "[PRED]" and "".join(pieces).replace(" ", "") == QUESTION.replace(" ", "")
 
 
-def test_half_an_emoji_is_answered(model, candidates):
+def test_half_an_emoji_is_answered(model, knowledge):
     """It made the tokenizer raise."""
-    assert main.think(model, candidates, "half an emoji \ud83c").answer
+    assert main.think(model, knowledge, "half an emoji \ud83c").answer
 
 
 def test_candidates_are_the_test_answers_or_whole_numbers_if_the_data_is_not_here(model, tmp_path, capsys):
-    assert "different answers of the test split" in main.load_candidates(model).source
-    gone = tiny_model(dataset="gsm8k", data_dir=str(tmp_path / "gone")).eval()
-    assert main.load_candidates(gone).answers == [str(i) for i in range(101)]
+    found = main.load_knowledge(model)
+    assert "different answers of the test split" in found.candidates.source and len(found.examples) == main.N_EXAMPLES
+    gone = main.load_knowledge(tiny_model(dataset="gsm8k", data_dir=str(tmp_path / "gone")).eval())
+    assert gone.candidates.texts == [str(i) for i in range(101)] and gone.world is None and not gone.examples
     assert "gone" in capsys.readouterr().out
 
 
 def test_candidates_that_were_asked_for_by_hand_are_not_quietly_replaced(model, tmp_path):
     with pytest.raises(UserError, match="typo"):
-        main.load_candidates(model, str(tmp_path / "typo"))
+        main.load_knowledge(model, str(tmp_path / "typo"))
+
+
+# ---------------------------------------------------------------------------------------- its limits
+
+PROBLEMS = word_problems("train", 200)
+
+
+@pytest.fixture(scope="module")
+def sure(model, candidates):
+    """Knowledge under which every gap is wide enough."""
+    return main.Knowledge(candidates, main.world_of(model, {"train": PROBLEMS, "val": PROBLEMS}), 0.0)
+
+
+@pytest.fixture
+def agreeing(monkeypatch):
+    """Both read-outs give the nearest candidate."""
+    monkeypatch.setattr(NanoJEPA, "decode", lambda self, z_hat: [str(z_hat_to_nearest(self, z_hat))])
+
+
+def z_hat_to_nearest(model, z_hat) -> int:
+    return int(cosine(z_hat, model.encode([str(i) for i in range(40)])).argmax())
+
+
+def test_a_question_like_those_of_training_is_answered(model, sure, agreeing):
+    thought = main.think(model, sure, PROBLEMS[0].question)
+    assert thought.doubt == "" and thought.answer == thought.nearest[0][0]
+
+
+@pytest.mark.parametrize(
+    "question, doubt",
+    (
+        ("What is the capital of France?", "it has no numbers, a training question 1 to 2"),
+        ("Tom has 2 pears. He buys 3 and 4 more. How many are there?", "it has 3 numbers"),
+        ("Tom has 87654 pears. Ana gives Tom 30 more pears. How many?", "no training question has the number 87654"),
+    ),
+)
+def test_what_training_never_held_is_not_answered(model, sure, agreeing, question, doubt):
+    thought = main.think(model, sure, question)
+    assert doubt in thought.doubt and "I do not know" in main.show(thought, sure.candidates)
+
+
+@pytest.mark.parametrize(
+    "threshold, doubt", ((1.5, "the second candidate is too near"), (None, "no confidence was high"))
+)
+def test_an_unsure_prediction_is_not_answered(model, sure, agreeing, threshold, doubt):
+    thought = main.think(model, replace(sure, threshold=threshold), PROBLEMS[0].question)
+    assert doubt in thought.doubt
+
+
+def test_read_outs_that_disagree_are_not_answered(model, sure, monkeypatch):
+    monkeypatch.setattr(NanoJEPA, "decode", lambda self, z_hat: ["77"])
+    assert "the two read-outs disagree: decoded 77" in main.think(model, sure, PROBLEMS[0].question).doubt
+
+
+def test_the_world_of_training_is_summed_up_and_strange_words_and_numbers_are_marked():
+    t = train_tokenizer("words:1", [e.question for e in PROBLEMS])
+    world = known_world(PROBLEMS, PROBLEMS, t, t.encode)
+    assert "sums" in world.summary() and "1 to 2 of them a question" in world.summary()
+    ids = t.encode(["how many gnus"])[0]
+    assert world.strange_tokens(ids, t.unk) == [False, False, True]
+    assert world.strange_numbers("12 and 87654") == [87654]
+
+
+def test_ask_prints_the_answer_alone_on_its_last_line(run, monkeypatch):
+    monkeypatch.setattr(main, "think", lambda *a: main.Thought(answer="5", doubt="it is odd" * ("Paris" in a[-1])))
+    for question, last in (("Tom has 2 pears.", "5"), ("Paris?", "I do not know")):
+        assert call(main, "--run", run, "--device", "cpu", "--ask", question).stdout.splitlines()[-1] == last
+
+
+def test_ask_reads_questions_from_standard_input(run, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("Paris?\n\nRome?\n"))
+    assert call(main, "--run", run, "--ask", "-").stdout.count("I do not know") == 2
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert "no question on standard input" in call(main, "--run", run, "--ask", "-", check=False).stderr
 
 
 # ---------------------------------------------------------------------------------------------- the page
 
 
 def test_the_page_has_the_examples_and_reports_to_nobody(model, candidates):
-    page = main.build(model, candidates, "about", [QUESTION])
+    page = main.build(model, main.Knowledge(candidates, examples=(Example(QUESTION, "19"),)), "about")
     assert QUESTION in str(page.get_config_file()) and not page.analytics_enabled
 
 
@@ -131,6 +219,7 @@ def test_what_a_model_writes_is_shown_as_text_not_as_markup(candidates):
     thought = main.Thought(answer="<b>7</b>", nearest=(("<i>8</i>", 0.5),), control=0.25)
     html = main.show(thought, candidates)
     assert "&lt;b&gt;7" in html and "&lt;i&gt;8" in html and "0.500" in html and "0.250" in html
+    assert "✓" in main.show(main.Thought(answer="7"), candidates, "7.0") and "✗" in main.show(thought, candidates, "7")
     assert 'role="alert"' in main.show(main.Thought(message="no"), candidates)
 
 

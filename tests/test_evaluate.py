@@ -251,7 +251,7 @@ def test_accuracy_is_written_with_the_promised_keys(run):
     assert found["n"] == 40 and found["split"] == "test" and found["dataset"] == "wordproblems"
     assert f"{found['exact_match_nearest']:.2%}" in done.stdout and "oracle constant" in done.stdout
     rows = [json.loads(line) for line in (run / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert len(rows) == 40 and {"question", "gold", "prediction", "nearest", "cosine"} == rows[0].keys()
+    assert len(rows) == 40 and {"question", "gold", "prediction", "nearest", "cosine", "gap"} == rows[0].keys()
 
 
 def test_alignment_is_written_beside_that_of_the_untrained_model(run):
