@@ -49,6 +49,7 @@ class Config(LoopConfig):
 
     jepa_weight: float = opt(1.0, "lambda in L_token + lambda * (1 - cos)", low=0.0, group="objective")
     question_weight: float = opt(1.0, "next-token loss on the question, part of L_token", low=0.0)
+    n_pred: int = opt(1, "[PRED] tokens behind a question: the last one predicts, those before are steps to it", low=1)
     decode_weight: float = opt(1.0, "loss of decoding the answer from its own latent z, part of L_token", low=0.0)
     decode_pred_weight: float = opt(0.0, "the same from z_hat; 0: z_hat learns by L_jepa alone", low=0.0)
     decode_noise: float = opt(0.0, "norm of the Gaussian noise on a unit latent before it is decoded", low=0.0)

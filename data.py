@@ -123,30 +123,35 @@ class TokenizedDataset:
     def __init__(self, examples: list[Example], tokenizer: Tokenizer, config: Config, where: str = "data"):
         """Examples longer than --block-size, or without a program where one is wanted, are left out and counted."""
         self.tokenizer, self.config = tokenizer, config
+        self.copies = 1 + (config.mask == "llm-jepa")  # of an answer in its row
         answers = [answer_view_text(e, config.answer_view) for e in examples]
         questions = tokenizer.encode([question_view(e.question, config.answer_view) for e in examples])
         answer_ids = tokenizer.encode([text or "" for text in answers])
-        kept = self._fitting(questions, answer_ids, answers, config.block_size, where)
+        kept = self._fitting(questions, answer_ids, answers, where)
 
         self.examples = [examples[i] for i in kept]
         self.n = np.array([len(questions[i]) for i in kept])  # question tokens
         self.m = np.array([len(answer_ids[i]) for i in kept])  # answer tokens
-        copies = 1 + (config.mask == "llm-jepa")  # of the answer
-        self.length = self.n + 1 + copies * (self.m + 2)  # with [PRED], [ANS] and [EOS]
+        self.length = self._length(self.n, self.m)
         self.start = np.concatenate([[0], np.cumsum(self.length)[:-1]])
         t = tokenizer
-        rows = ((*questions[i], t.pred, *copies * (t.ans, *answer_ids[i], t.eos)) for i in kept)
+        pred = [t.pred] * config.n_pred
+        rows = ((*questions[i], *pred, *self.copies * (t.ans, *answer_ids[i], t.eos)) for i in kept)
         self.tokens = np.fromiter((token for row in rows for token in row), np.int64)
         self.is_word = np.array([is_word(piece) for piece in tokenizer.pieces(range(tokenizer.n_vocab))])
         self.answer_id = np.unique([answers[i] for i in kept], return_inverse=True)[1]
 
-    @staticmethod
-    def _fitting(questions, answer_ids, answers, block_size: int, where: str) -> list[int]:
+    def _length(self, n, m):
+        """Tokens of a row: a question of n, [PRED], and one or two times [ANS], an answer of m, [EOS]."""
+        return n + self.config.n_pred + self.copies * (m + 2)
+
+    def _fitting(self, questions, answer_ids, answers, where: str) -> list[int]:
         """The examples that can be trained on; what is left out is printed."""
         without = answers.count(None)
         if without:
             print(f"{where}: left out {without} of {len(answers)} examples whose solution is no program")
-        size = [len(q) + len(a) + 3 for q, a in zip(questions, answer_ids, strict=True)]
+        size = [self._length(len(q), len(a)) for q, a in zip(questions, answer_ids, strict=True)]
+        block_size = self.config.block_size
         there = [i for i, text in enumerate(answers) if text is not None]
         if not there:
             raise UserError(
@@ -197,9 +202,10 @@ class TokenizedDataset:
 
         # who predicts what
         question_at, all_at = ranges(begin, np.maximum(n - 1, 0)), ranges(begin, n)
-        answer_at = ranges(begin + n + 1, m + 1)  # [ANS] a1 … am predict a1 … am [EOS]
+        answers = begin + n + self.config.n_pred
+        answer_at = ranges(answers, m + 1)  # [ANS] a1 … am predict a1 … am [EOS]
         answer_tokens = np.full((N, M + 2), self.tokenizer.pad)
-        answer_tokens[np.arange(M + 2) < m[:, None] + 2] = tokens[ranges(begin + n + 1, m + 2)]
+        answer_tokens[np.arange(M + 2) < m[:, None] + 2] = tokens[ranges(answers, m + 2)]
         arrays = dict(
             tokens=tokens.reshape(N, T),
             segment=segment.reshape(N, T),
@@ -207,7 +213,7 @@ class TokenizedDataset:
             question_at=question_at,
             question_ids=tokens[question_at + 1],
             words_at=all_at[self.is_word[tokens[all_at]]],
-            pred_at=begin + n,
+            pred_at=answers - 1,
             eos_at=begin + length - 1,
             answer_at=answer_at,
             answer_tokens=answer_tokens,

@@ -57,7 +57,7 @@ def by_length(model: NanoJEPA, questions: list[str], batch_size: int, quiet: boo
 
     Under right-padding a batch costs what its longest question costs. Questions that do not fit are counted, not cut.
     """
-    length = [len(ids) + 1 for ids in model.tokenize(questions)]  # with [PRED]
+    length = [len(ids) + model.config.n_pred for ids in model.tokenize(questions)]
     fitting = [i for i, n in enumerate(length) if n <= model.config.block_size]
     if len(fitting) < len(questions) and not quiet:
         print(

@@ -19,6 +19,7 @@ import os
 import socket
 import sys
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -133,8 +134,9 @@ def think(model: NanoJEPA, knowledge: Knowledge, question: str | None) -> Though
     if not any(c.isalpha() for c in question):
         return Thought(message="There are no words in this. Ask in a sentence, as the examples do.")
     ids = model.tokenize([question])[0]
-    if len(ids) + 1 > model.config.block_size:
-        size = f"{len(ids) + 1:,} tokens with [PRED], and the model reads {model.config.block_size:,} at most"
+    n_tokens = len(ids) + model.config.n_pred
+    if n_tokens > model.config.block_size:
+        size = f"{n_tokens:,} tokens with [PRED], and the model reads {model.config.block_size:,} at most"
         return Thought(message=f"This question is too long: {size}. Shorten it.")
 
     candidates, world = knowledge.candidates, knowledge.world
@@ -150,7 +152,7 @@ def think(model: NanoJEPA, knowledge: Knowledge, question: str | None) -> Though
         doubt=doubt_of(model, knowledge, question, found),
         nearest=tuple((x.replace(" #### ", " = "), float(cosines[i])) for x, i in zip(texts, order, strict=True)),
         control=float(there.mean()) if len(there) else 0.0,
-        tokens=tuple(zip(model.tokenizer.pieces([*ids, model.tokenizer.pred]), [*strange, False], strict=True)),
+        tokens=tuple(zip_longest(model.tokenizer.pieces([*ids, *model.pred_tokens]), strange, fillvalue=False)),
     )
 
 
@@ -278,8 +280,8 @@ def build(model: NanoJEPA, knowledge: Knowledge, about: str) -> Any:
 
     def ask(question):
         thought = think(model, knowledge, question)
-        kinds = ["never seen in training" if strange else "question" for _, strange in thought.tokens[:-1]]
-        pieces = list(zip((piece for piece, _ in thought.tokens), [*kinds, "[PRED]"], strict=False))
+        kinds = {True: "never seen in training", False: "question"}
+        pieces = [(piece, piece if piece == "[PRED]" else kinds[strange]) for piece, strange in thought.tokens]
         label = f"What the model read: {len(pieces)} tokens"
         shown = show(thought, knowledge.candidates, gold.get((question or "").strip(), ""))
         return shown, gr.HighlightedText(pieces, label=label, visible=bool(pieces))

@@ -203,6 +203,11 @@ class NanoJEPA(
         """B questions -> the ids that the model reads of each, without [PRED]."""
         return self.tokenizer.encode([question_view(q, self.config.answer_view) for q in questions])
 
+    @property
+    def pred_tokens(self) -> list[int]:
+        """What stands behind a question."""
+        return [self.tokenizer.pred] * self.config.n_pred
+
     def _padded(self, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
         """Lists of ids -> tokens and segment (B, T), padded on the right; segment 0, padding -1."""
         tokens = pad(rows, -1).to(self.device)
@@ -220,7 +225,7 @@ class NanoJEPA(
     @torch.no_grad()
     def predict(self, questions: list[str]) -> Tensor:
         """B questions -> z_hat (B, C), the latents of the answers the model expects."""
-        rows = [[*ids, self.tokenizer.pred] for ids in self.tokenize(questions)]
+        rows = [[*ids, *self.pred_tokens] for ids in self.tokenize(questions)]
         return self.network.predictor(self._last_hidden(rows)).float()
 
     @torch.no_grad()
@@ -242,7 +247,7 @@ class NanoJEPA(
         if not self.config.writes_tokens:
             return self.computed(self.decode(self.predict(questions), max_new_tokens), questions)
         t = self.tokenizer
-        tokens, segment = self._padded([[*ids, t.pred, t.ans] for ids in self.tokenize(questions)])
+        tokens, segment = self._padded([[*ids, *self.pred_tokens, t.ans] for ids in self.tokenize(questions)])
         return self.computed(self._generate(self.network.embed(tokens), segment, max_new_tokens, choose), questions)
 
     def computed(self, texts: list[str], questions: list[str]) -> list[str]:
