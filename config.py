@@ -104,7 +104,7 @@ BENCHMARK = dict(
     n_embd=96,
     n_head=4,
     dropout=0.2,
-    word_dropout=0.3,
+    word_dropout=0.25,
     optimizer="muon",
     lr=4e-3,
     weight_decay=0.3,
@@ -113,6 +113,7 @@ BENCHMARK = dict(
     jepa_weight=4.0,
     question_weight=0.3,
     decode_noise=0.5,
+    n_pred=4,
 )
 
 PRESETS = {
@@ -153,15 +154,15 @@ PRESETS = {
     ),
     "mawps": Preset(
         "2 CPU cores, about 5 min a fold: MAWPS with --data-dir DIR/mawps/fold0",
-        BENCHMARK | dict(run="out/mawps", epochs=24),
+        BENCHMARK | dict(run="out/mawps", epochs=36),
     ),
     "asdiv": Preset(
         "2 CPU cores, about 3 min a fold: ASDiv-A with --data-dir DIR/asdiv-a/fold0",
-        BENCHMARK | dict(run="out/asdiv", epochs=30),
+        BENCHMARK | dict(run="out/asdiv", epochs=24),
     ),
     "svamp": Preset(
         "2 CPU cores, about 10 min: MAWPS and ASDiv-A, tested on SVAMP with --data-dir DIR/svamp",
-        BENCHMARK | dict(run="out/svamp", epochs=20),
+        BENCHMARK | dict(run="out/svamp", epochs=16),
     ),
     # The reference configuration on small cards. Minutes are estimates from FLOPs, not measurements.
     "rtx3050": Preset(
