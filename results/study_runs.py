@@ -27,8 +27,12 @@ LAMBDAS = ("0", "0.1", "0.5", "1", "2", "4")
 
 # ------------------------------------------------------------------------------------------- the runs
 
-WORDS = "--preset quick --world narrow --epochs 2 --eval-every 350 --val-accuracy --no-final-eval"
-SHORT = "--preset quick --world narrow --epochs 1 --no-final-eval"
+NARROW = (  # a small world and plain AdamW, as `quick` was when the studies were made
+    "--preset quick-numbers --world narrow --tokenizer bpe:1024 --n-train 28000 --block-size 64 --word-dropout 0"
+    " --optimizer adamw --lr 2e-3 --target stopgrad --regulariser none"
+)
+WORDS = f"{NARROW} --epochs 2 --eval-every 350 --val-accuracy --no-final-eval"
+SHORT = f"{NARROW} --epochs 1 --no-final-eval"
 GSM8K = "--preset gsm8k-small --tokenizer bpe:2048 --n-embd 96 --n-head 4 --epochs 2 --no-final-eval"
 LANGUAGE_MODEL = "--mask causal --jepa-weight 0 --decode-weight 0"
 VICREG, SIGREG = "--regulariser vicreg", "--regulariser sigreg --regulariser-weight 0.1"

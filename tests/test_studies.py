@@ -14,7 +14,7 @@ from common.sources import Example, load_gsm8k
 from results import collect, figures, resample_numbers, similar_questions, studies, study_runs
 
 ARGS = SimpleNamespace(data_dir="", device="cpu", jobs=1, seeds=[1, 2], only="words")
-TINY = "--preset quick --n-train 96 --epochs 1 --n-embd 16 --n-head 2 --n-layer 1 --batch-size 16 --tokenizer bpe:400 "
+TINY = "--preset quick-numbers --n-train 96 --epochs 1 --n-embd 16 --n-head 2 --n-layer 1 --batch-size 16 --tokenizer bpe:400 "
 TINY += "--block-size 128 --no-final-eval --eval-every 3 --val-accuracy"
 
 
@@ -95,7 +95,7 @@ def test_a_run_is_trained_by_train_py_in_a_process_of_its_own(tmp_path, monkeypa
 
 def test_lambdas_stand_at_their_places_on_the_axis(tmp_path, drawn):
     """0, 0.1, 0.5, 1, 2, 4 were drawn at equal distances."""
-    run = {"options": "--preset quick"}
+    run = {"options": "--preset quick-numbers"}
     for row in figures.LAMBDA_ROWS.values():
         run |= {key: {"mean": 0.5, "std": 0.1} for _, key, *_ in row}
     figures.lam({f"words, {x}": run for x in ("0", "0.1", "4")}, tmp_path / "lambda.png")
