@@ -90,7 +90,19 @@ FROM_SCRATCH = {  # how high GSM8K goes: about 35,000 examples each, about three
     "equations, variants, 3x as long": f"{SCRATCH} --epochs 4 --data-dir resampled-8-equations {EQUATIONS}",
     "program, width 256": f"{SCRATCH} --n-embd 256 --lr 1e-3 --question-weight 0.3 --epochs 15 --dropout 0.3 {PROGRAM}",
 }
+LLM_JEPA_LAMBDAS = ("0", "0.5", "1", "2", "4")
+NL_RX = "--dataset pairs --tokenizer bpe:1024 --n-embd 128 --n-head 4 --lr 2e-3 --decode-weight 0 --no-final-eval"
+LLM_JEPA = {  # does a JEPA loss help a language model? gradients flow into both latents, as in LLM-JEPA
+    f"{data}, {x}": f"{NL_RX} --epochs 16 --data-dir nl-rx/{data} --mask llm-jepa --target grad --jepa-weight {x}"
+    for data in ("synth", "turk")
+    for x in LLM_JEPA_LAMBDAS
+} | {  # as many steps, and as much compute as with the second answer
+    f"{data}, language model{label}": f"{NL_RX} --epochs {epochs} --data-dir nl-rx/{data} --mask causal --jepa-weight 0"
+    for data in ("synth", "turk")
+    for label, epochs in (("", 16), (", 1.3x as long", 21))
+}
 STUDIES = {
+    "llm-jepa": LLM_JEPA,
     "leak": LEAK,
     "lambda": LAMBDA,
     "space": SPACE,
@@ -115,6 +127,7 @@ def folder_of(options: str, seed: int) -> Path:
 def command(options: str, seed: int, args) -> tuple[list[str], Config]:
     """-> (words after `python train.py`, the configuration that they mean)."""
     words = [str(RUNS / word) if word in RESAMPLED else word for word in shlex.split(options)]
+    words = [str(Path(args.data_dir) / word) if word.startswith("nl-rx/") else word for word in words]
     words += ["--seed", str(seed), "--run", str(folder_of(options, seed)), "--device", args.device]
     if part_of(options) == "gsm8k" and args.data_dir and "--data-dir" not in words:
         words += ["--data-dir", args.data_dir]

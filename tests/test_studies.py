@@ -14,8 +14,8 @@ from common.sources import Example, load_gsm8k
 from results import collect, figures, resample_numbers, similar_questions, studies, study_runs
 
 ARGS = SimpleNamespace(data_dir="", device="cpu", jobs=1, seeds=[1, 2], only="words")
-TINY = "--preset quick-numbers --n-train 96 --epochs 1 --n-embd 16 --n-head 2 --n-layer 1 --batch-size 16 --tokenizer bpe:400 "
-TINY += "--block-size 128 --no-final-eval --eval-every 3 --val-accuracy"
+TINY = "--preset quick-numbers --n-train 96 --epochs 1 --n-embd 16 --n-head 2 --n-layer 1 --batch-size 16 "
+TINY += "--tokenizer bpe:400 --block-size 128 --no-final-eval --eval-every 3 --val-accuracy"
 
 
 # ------------------------------------------------------------------------------------------- the runs

@@ -63,8 +63,8 @@ def run_in_full(run: str) -> str:
     return table(["", "trained", "before training", "chance"], rows)
 
 
-def quick_seeds() -> str:
-    found = load("quick/seeds.json")
+def quick_seeds(run: str) -> str:
+    found = load(f"{run}/seeds.json")
     rows = [
         [label, plus_minus(found[key], form)]
         for label, key, form in (
@@ -102,6 +102,75 @@ def reference_on_a_cpu() -> str:
         ["cosine matched / mismatched, validation", both("val_cos_own", "val_cos_other", ".3f")],
     ]
     return table([f"{found['steps']} steps", ""], rows)
+
+
+# ----------------------------------------------------------------------------------------- benchmarks
+
+BENCHMARKS = {"mawps": "MAWPS", "asdiv": "ASDiv-A", "svamp": "SVAMP"}
+# Answer accuracy in per cent, from the table in MWPToolkit's repository (LYH-YF/MWPToolkit; Lan et al. 2021, arXiv
+# 2109.00799): the same ASDiv-A folds and SVAMP. Its MAWPS is another split.
+MWPTOOLKIT = {
+    "Transformer, from scratch": {"asdiv": 59.3, "svamp": 20.7},
+    "AttSeq (LSTM with attention), from scratch": {"asdiv": 68.3, "svamp": 25.4},
+    "Graph2Tree, from scratch": {"asdiv": 75.3, "svamp": 35.0},
+    "GPT-2, pretrained and fine-tuned": {"asdiv": 61.4, "svamp": 25.7},
+    "RoBERTaGen, pretrained encoder": {"asdiv": 72.1, "svamp": 30.3},
+}
+
+
+def rate(row: dict, key: str) -> str:
+    """A rate over all folds with its interval, "" if it was not measured."""
+    return interval(row[key]["mean"], row[key]["ci95"], ".1%") if key in row else ""
+
+
+def benchmarks() -> str:
+    """Answers and equations that are correct, of all models and baselines, beside published figures."""
+    found = load("benchmarks.json")
+    rows = []
+    for label, name, key in (
+        ("**latent model**, decoded from ẑ", "latent", "answer_decoded"),
+        ("latent model, nearest training program", "latent", "answer_nearest"),
+        ("language model, same size and steps", "language model", "answer_decoded"),
+        ("bag of words and pairs of words", "bag of words", "answer_decoded"),
+        ("majority program", "majority program", "answer_decoded"),
+        ("equations: latent model, decoded", "latent", "equation_decoded"),
+        ("equations: latent model, nearest", "latent", "equation_nearest"),
+        ("equations: language model", "language model", "equation_decoded"),
+    ):
+        rows.append([label, *(rate(found[b].get(name, {}), key) for b in BENCHMARKS)])
+    for label, values in MWPTOOLKIT.items():
+        rows.append([f"published: {label}", *(f"{values[b]}%" if b in values else "" for b in BENCHMARKS)])
+    return table(["answers correct", *BENCHMARKS.values()], rows)
+
+
+def benchmark_controls() -> str:
+    """The latent model where it should fail, and the language model beside it."""
+    found, rows = load("benchmarks.json"), []
+    for label, name, key in (
+        ("latent model", "latent", "answer_decoded"),
+        ("given another question's latent", "latent", "another question's latent, answer_decoded"),
+        ("before training", "latent", "untrained, answer_decoded"),
+        ("λ = 0", "lambda 0", "answer_decoded"),
+        ("words of the question in another order", "latent", "shuffled, answer_decoded"),
+        ("without the last sentence", "latent", "without the last sentence, answer_decoded"),
+        ("language model, words in another order", "language model", "shuffled, answer_decoded"),
+        ("language model, without the last sentence", "language model", "without the last sentence, answer_decoded"),
+    ):
+        rows.append([label, *(rate(found[b].get(name, {}), key) for b in BENCHMARKS)])
+    for label, key in (("cosine, matched", "cos_own"), ("cosine, mismatched (control)", "cos_other")):
+        values = [found[b].get("latent", {}).get(key) for b in BENCHMARKS]
+        rows.append([label, *("" if value is None else number(value, ".3f") for value in values)])
+    return table(["answers correct", *BENCHMARKS.values()], rows)
+
+
+def typed_questions() -> str:
+    """What the quick runs make of questions that a person types."""
+    rows = []
+    for run, sets in load("typed.json").items():
+        for name, row in sets.items():
+            counts = [str(row[key]) for key in ("correct", "wrong", "unknown")]
+            rows.append([f"`{run}`", name, str(row["n"]), *counts])
+    return table(["run", "questions", "n", "correct", "wrong", "“I do not know”"], rows)
 
 
 # -------------------------------------------------------------------------------------------- studies
@@ -302,8 +371,15 @@ def eval_speed() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
+    "notebook-benchmarks": benchmarks,
+    "notebook-benchmark-controls": benchmark_controls,
+    "notebook-typed": typed_questions,
     "notebook-quick": lambda: run_in_full("quick"),
-    "notebook-quick-seeds": quick_seeds,
+    "notebook-quick-seeds": lambda: quick_seeds("quick"),
+    "notebook-quick-numbers": lambda: run_in_full("quick-numbers"),
+    "notebook-quick-numbers-seeds": lambda: quick_seeds("quick-numbers"),
+    "notebook-quick-narrow": lambda: run_in_full("quick-narrow"),
+    "notebook-quick-narrow-seeds": lambda: quick_seeds("quick-narrow"),
     "notebook-two-cores": two_cores,
     "notebook-gsm8k": lambda: run_in_full("gsm8k-small"),
     "notebook-reference": reference_on_a_cpu,
