@@ -315,7 +315,7 @@ def report(result: dict, config: EvalConfig, model: NanoJEPA) -> str:
         shown = f"   95% interval {interval[0]:.2%} to {interval[1]:.2%}" if interval else ""
         lines.append(f"  {label:<44}{result[name]:8.2%}{shown}")
     if knows := result.get("knows"):
-        lines.append(f"  answers {knows['coverage']:.1%} of the questions, says that it does not know the others'")
+        lines.append(f"  answers {knows['coverage']:.1%} of the questions, says of the others that it does not know")
         if knows["answered"]:
             low, high = knows["answered_correct_ci95"]
             label, interval = "correct of what it answers", f"95% interval {low:.2%} to {high:.2%}"

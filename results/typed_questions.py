@@ -73,6 +73,9 @@ def judged(model: NanoJEPA, knowledge: Knowledge, questions: dict[str, str | Non
     correct = [q for q in answered if questions[q] is not None and same_answer(thoughts[q].answer, questions[q])]
     n, wrong = len(questions), len(answered) - len(correct)
     found = {"n": n, "correct": len(correct), "wrong": wrong, "unknown": n - len(answered)}
+    if n <= len(SMALL) + len(LARGE):  # those written here
+        found["answered_wrongly"] = sorted(set(answered) - set(correct))
+        found["unanswered"] = sorted(set(questions) - set(answered))
     if answered:
         found |= {"answered_correct": len(correct) / len(answered)}
         found |= {"answered_correct_ci95": wilson(len(correct), len(answered))}

@@ -22,7 +22,16 @@ from common.plots import BLUE, ORANGE
 from common.sources import Example
 from config import EvalConfig
 from eval_alignment import Latents, alignment, effective_rank, geometry, measure, neighbours, untrained
-from evaluate_accuracy import accuracy, by_length, constants, exact_match, final_answer, output_name
+from evaluate_accuracy import (
+    ReadOut,
+    accuracy,
+    by_length,
+    choose_threshold,
+    constants,
+    exact_match,
+    final_answer,
+    output_name,
+)
 from model import NanoJEPA, load_run
 
 
@@ -223,6 +232,35 @@ def test_an_example_without_a_program_counts_as_wrong_and_has_no_cosine():
     model = tiny_model(answer_view="program").eval()
     result, rows = accuracy(model, [SUM, Example("Of 8?", "77", "", "#### 77")], [SUM])
     assert result["equation_nearest"] == 0.5 and rows[1]["cosine"] is None and rows[1]["gold_program"] is None
+
+
+@pytest.mark.parametrize(
+    "gaps, correct, threshold",
+    (
+        ([0.6, 0.9, 0.7, 0.8], [0, 1, 1, 1], 0.7),
+        ([0.9, 0.8, 0.7], [1, 1, 1], 0.7),
+        ([0.9, 0.8], [0, 1], None),
+        ([-1.0, -1.0], [1, 1], None),  # questions that are never answered
+    ),
+)
+def test_the_threshold_is_the_smallest_above_which_enough_answers_are_correct(gaps, correct, threshold):
+    assert choose_threshold(gaps, [bool(x) for x in correct]) == threshold
+
+
+def test_what_is_strange_or_read_out_in_two_ways_is_never_answered(monkeypatch):
+    model = answering(monkeypatch, *ANSWERS[:20])
+    monkeypatch.setattr(evaluate_accuracy, "objection", lambda model, world, question: "strange")
+    splits = {"train": PROBLEMS, "val": PROBLEMS[:20]}
+    _, rows = accuracy(model, PROBLEMS[:20], PROBLEMS)
+    assert all((row["gap"] >= 0) == (row["prediction"] == row["nearest"]) for row in rows)
+    found = evaluate_accuracy.coverage(model, splits, rows, PROBLEMS[:20])
+    assert found["coverage"] == 0 and found["threshold"] is None and found["answered_correct"] is None
+    assert found["curve"][-1] == [1.0, 1.0], "all questions, all decoded correctly"
+
+
+def test_the_gap_is_between_the_two_nearest_candidates():
+    found = ReadOut("7", "7", torch.tensor([0.1, 0.9, -2.0, 0.6]))
+    assert found.gap() == pytest.approx(0.3) and ReadOut("7", "7", torch.tensor([0.5])).gap() == 1.5
 
 
 def test_pairs_are_compared_as_texts(monkeypatch):
