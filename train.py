@@ -113,8 +113,26 @@ def final_evaluation(model: NanoJEPA, splits: dict[str, list[Example]]) -> dict:
         "cos_own": "cos_own",
         "cos_other": "cos_other",
         **{name: name for name in ("threshold", "coverage", "answered", "answered_correct", "equation_decoded")},
+        **{name: name for name in ("majority_program", "majority_program_exact_match")},
     }
     return {name: found[key] for name, key in kept.items() if key in found}
+
+
+def always_one_program(summary: dict) -> list[str]:
+    """A line on the baseline of programs."""
+    if "majority_program" not in summary:
+        return []
+    return [f"  always the program {summary['majority_program']:<18}{summary['majority_program_exact_match']:7.2%}"]
+
+
+def what_it_knows(summary: dict) -> list[str]:
+    """A line on how many questions are answered at all."""
+    if not summary.get("answered"):
+        return []
+    return [
+        f"  correct of the {summary['coverage']:6.1%} it answers       {summary['answered_correct']:7.2%}   "
+        "(it does not know the others)"
+    ]
 
 
 def report(summary: dict, config: Config, n_test: int) -> str:
@@ -128,9 +146,11 @@ def report(summary: dict, config: Config, n_test: int) -> str:
             f"test split: {n_test:,} questions{unseen}",
             f"  exact match, {readout:<24}{summary['exact_match']:7.2%}   95% interval {low:.2%} to {high:.2%}",
             f"  always the majority training answer  {summary['constant_from_train']:7.2%}",
+            *always_one_program(summary),
             f"  retrieval@1 among all test answers   {summary['retrieval_at_1']:7.2%}",
             f"  cosine to the own answer's latent    {summary['cos_own']:7.3f}",
             f"  cosine to another answer's latent    {summary['cos_other']:7.3f}   (the control)",
+            *what_it_knows(summary),
             "",
         ]
     speed = f"{summary['examples_per_second']:,.0f} examples/s"
