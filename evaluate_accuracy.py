@@ -219,8 +219,7 @@ def world_of(model: NanoJEPA, splits: dict[str, list[Example]]) -> KnownWorld:
 
 def objection(model: NanoJEPA, world: KnownWorld, question: str) -> str:
     """Why a question is unlike those of training, or ""."""
-    any_number, ids = model.config.answer_view == "program", model.tokenize([question])[0]
-    return world.objection(question, ids, model.tokenizer.unk, any_number)
+    return world.objection(question, any_number=model.config.answer_view == "program")
 
 
 def choose_threshold(gaps: list[float], correct: list[bool]) -> float | None:

@@ -321,7 +321,7 @@ def answer_in_terminal(model: NanoJEPA, knowledge: Knowledge, text: str) -> None
         thought = think(model, knowledge, question)
         if thought.message:
             raise UserError(thought.message)
-        strange = " ".join(piece.strip() for piece, odd in thought.tokens if odd)
+        strange = ", ".join(knowledge.world.strange_words(question)) if knowledge.world else ""
         for label, value in (
             ("question", question),
             ("never seen in training", strange),

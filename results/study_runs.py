@@ -29,7 +29,7 @@ LAMBDAS = ("0", "0.1", "0.5", "1", "2", "4")
 
 NARROW = (  # a small world and plain AdamW, as `quick` was when the studies were made
     "--preset quick-numbers --world narrow --tokenizer bpe:1024 --n-train 28000 --block-size 64 --word-dropout 0"
-    " --optimizer adamw --lr 2e-3 --target stopgrad --regulariser none"
+    " --optimizer adamw --lr 2e-3 --target stopgrad --regulariser none --decode-noise 0.5"
 )
 WORDS = f"{NARROW} --epochs 2 --eval-every 350 --val-accuracy --no-final-eval"
 SHORT = f"{NARROW} --epochs 1 --no-final-eval"

@@ -191,7 +191,7 @@ def test_the_world_of_training_is_summed_up_and_strange_words_and_numbers_are_ma
     assert "sums" in world.summary() and "1 to 2 of them a question" in world.summary()
     ids = t.encode(["how many gnus"])[0]
     assert world.strange_tokens(ids, t.unk) == [False, False, True]
-    assert world.strange_numbers("12 and 87654") == [87654]
+    assert world.strange_numbers("12 and 87654") == [87654] and world.strange_words("How many GNUS, gnus?") == ["gnus"]
 
 
 def test_ask_prints_the_answer_alone_on_its_last_line(run, monkeypatch):
