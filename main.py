@@ -213,7 +213,7 @@ def describe(model: NanoJEPA, run: str | Path, world: KnownWorld | None = None) 
             "correctly; to the others it says that it does not know."
         )
     if config.answer_view == "program":
-        lines.append("α, β … are the question's numbers in order, a, b … the results of the steps before.")
+        lines.append("Any numbers will do: α, β … are the question's in order, a, b … the results of the steps before.")
     return "  \n".join([*lines, worth_of_cosines(model, summary)])
 
 
