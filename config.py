@@ -153,7 +153,7 @@ PRESETS = {
     # The answer itself is the target: the latent must carry the arithmetic.
     "quick-numbers": Preset(
         "any laptop CPU, about 4 min: the number itself is the target, to 98; exact match >= 95% on unseen operands",
-        QUICK | dict(run="out/quick-numbers", n_train=64_000, block_size=96, word_dropout=0.05, decode_noise=1.0),
+        QUICK | dict(run="out/quick-numbers", n_train=80_000, block_size=96, word_dropout=0.05, decode_noise=1.0),
     ),
     # Real GSM8K without a GPU. A small vocabulary because with GPT-2's half of the work would be the output layer.
     "gsm8k-small": Preset(
