@@ -148,9 +148,8 @@ def benchmark_controls() -> str:
     found, rows = load("benchmarks.json"), []
     for label, name, key in (
         ("latent model", "latent", "answer_decoded"),
-        ("given another question's latent", "latent", "another question's latent, answer_decoded"),
+        ("given the next question's latent", "latent", "another question's latent, answer_decoded"),
         ("before training", "latent", "untrained, answer_decoded"),
-        ("λ = 0", "lambda 0", "answer_decoded"),
         ("words of the question in another order", "latent", "shuffled, answer_decoded"),
         ("without the last sentence", "latent", "without the last sentence, answer_decoded"),
         ("language model, words in another order", "language model", "shuffled, answer_decoded"),
