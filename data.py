@@ -202,10 +202,10 @@ class TokenizedDataset:
 
         # who predicts what
         question_at, all_at = ranges(begin, np.maximum(n - 1, 0)), ranges(begin, n)
-        answers = begin + n + self.config.n_pred
-        answer_at = ranges(answers, m + 1)  # [ANS] a1 … am predict a1 … am [EOS]
+        ans_at = begin + n + self.config.n_pred
+        answer_at = ranges(ans_at, m + 1)  # [ANS] a1 … am predict a1 … am [EOS]
         answer_tokens = np.full((N, M + 2), self.tokenizer.pad)
-        answer_tokens[np.arange(M + 2) < m[:, None] + 2] = tokens[ranges(answers, m + 2)]
+        answer_tokens[np.arange(M + 2) < m[:, None] + 2] = tokens[ranges(ans_at, m + 2)]
         arrays = dict(
             tokens=tokens.reshape(N, T),
             segment=segment.reshape(N, T),
@@ -213,7 +213,7 @@ class TokenizedDataset:
             question_at=question_at,
             question_ids=tokens[question_at + 1],
             words_at=all_at[self.is_word[tokens[all_at]]],
-            pred_at=answers - 1,
+            pred_at=ans_at - 1,
             eos_at=begin + length - 1,
             answer_at=answer_at,
             answer_tokens=answer_tokens,

@@ -247,7 +247,8 @@ def show(thought: Thought, candidates: Candidates, gold: str = "") -> str:
     if thought.message:
         return f'<p class="message" role="alert">{html.escape(thought.message)}</p>'
     rows = [(answer, cos, "") for answer, cos in thought.nearest]
-    rows.append((f"mean of all {len(candidates.texts):,}", thought.control, "control"))
+    if rows:
+        rows.append((f"mean of all {len(candidates.texts):,}", thought.control, "control"))
     body = "".join(
         f'<tr class="{kind}"><th scope="row">{html.escape(label)}</th><td>{cos:.3f}</td>'
         f'<td><i style="width: {max(0.0, cos):.1%}"></i></td></tr>'
@@ -260,7 +261,7 @@ def show(thought: Thought, candidates: Candidates, gold: str = "") -> str:
         verdict = f'<p class="label">{mark} the true answer is {html.escape(gold)}</p>'
     why = ""
     if thought.doubt:
-        why = f"Because {thought.doubt}. The guess would be {thought.answer or 'nothing'}."
+        why = f"Because {thought.doubt}." + f" The guess would be {thought.answer}." * bool(thought.answer)
     if thought.program:
         why += f" Program: {thought.program}"
     return (
@@ -327,7 +328,8 @@ def answer_in_terminal(model: NanoJEPA, knowledge: Knowledge, text: str) -> None
             ("never seen in training", strange),
             ("program", thought.program),
             ("nearest", ", ".join(f"{text} ({cos:.3f})" for text, cos in thought.nearest[:3])),
-            ("why not", thought.doubt and f"{thought.doubt}; the guess would be {thought.answer or 'nothing'}"),
+            ("guess", thought.doubt and thought.answer),
+            ("why not", thought.doubt),
         ):
             if value:
                 print(f"{label:<24}{value}")

@@ -8,69 +8,49 @@ Each run is a `python train.py --preset NAME` that is printed as it starts; what
 resumes. A tenth of each training file is set aside for validation; the test file is read when a run has ended.
 
 Beside the latent model: a language model of the same size and steps, a bag of words, the majority program; and the same
-latent model before training, with lambda 0, given another question's latent, the question's words in another order,
-and the question without its last sentence.
+latent model before training, given the latent of a question with another program, the question's words in another
+order, and the question without its last sentence; with lambda 0 if `--models` names it.
 
 Writes results/benchmarks.json: over all folds, answers and equations that are correct, with Wilson's interval.
 """
 
 import argparse
-import os
 import random
 import re
-import shlex
-import subprocess
 import sys
-from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common.checkpoint import read_json, write_json
-from common.options import UserError, run_main
+from common.options import run_main
 from common.programs import computable, compute, function_of, number_placeholders, program_of
 from common.sources import Example, load_folder, same_answer
 from common.stats import wilson
+from data import mismatched
 from eval_alignment import alignment, untrained
 from evaluate_accuracy import accuracy, by_length
 from model import NanoJEPA, load_run
 from results.runs import ROOT
-from results.study_runs import LANGUAGE_MODEL
+from results.study_runs import LANGUAGE_MODEL, folder_of, train_all
 
-RUNS = ROOT / "out" / "benchmarks"
 FOLDS = {  # benchmark: folders below --data-dir
     "mawps": [f"mawps/fold{i}" for i in range(5)],
     "asdiv": [f"asdiv-a/fold{i}" for i in range(5)],
     "svamp": ["svamp"],
 }
 MODELS = {"latent": "", "language model": f"{LANGUAGE_MODEL} --regulariser none", "lambda 0": "--jepa-weight 0"}
-
-# ------------------------------------------------------------------------------------------- trainings
-
-
-def folder_of(benchmark: str, model: str, fold: str, seed: int) -> Path:
-    return RUNS / f"{benchmark}-{model.replace(' ', '-')}-{Path(fold).name}-seed{seed}"
+MEASURES = ("exact_match_decoded", "exact_match_nearest", "equation_decoded", "equation_nearest")
 
 
-def train(benchmark: str, model: str, fold: str, seed: int, args) -> None:
-    """One run, or what is missing of it."""
-    run = folder_of(benchmark, model, fold, seed)
-    if (run / "summary.json").is_file():
-        return
-    words = f"--preset {benchmark} {MODELS[model]} --seed {seed} --run {run} --no-final-eval"
-    words = [*shlex.split(words), "--data-dir", str(Path(args.data_dir) / fold)]
-    words += ["--resume"] if (run / "state.pt").is_file() else ["--overwrite"]
-    print("python train.py", shlex.join(words), flush=True)
-    threads = {"OMP_NUM_THREADS": str(max(1, os.cpu_count() // args.jobs))}
-    done = subprocess.run(
-        [sys.executable, ROOT / "train.py", *words], capture_output=True, text=True, env=os.environ | threads
-    )
-    if done.returncode:
-        raise UserError(f"a training failed: {(done.stderr.strip() or 'killed').splitlines()[-1]}")
+def options_of(benchmark: str, model: str, fold: str) -> str:
+    """What `python train.py` is called with."""
+    return f"--preset {benchmark} {MODELS[model]} --no-final-eval --data-dir {fold}"
 
 
 # ------------------------------------------------------------------------------------ other questions
@@ -92,79 +72,78 @@ def without_last_sentence(example: Example) -> Example:
 
 
 @torch.no_grad()
-def by_mismatched_latents(model: NanoJEPA, examples: list[Example]) -> list[bool]:
-    """Each question answered from the latent of the next one, in the order of the file."""
+def by_mismatched_latents(model: NanoJEPA, examples: list[Example]) -> int:
+    """How many questions the latent of another one answers: of the next in the file that has another program."""
     z_hat = torch.empty(len(examples), model.config.n_embd)
     for index in by_length(model, [e.question for e in examples], 64, quiet=True):
         z_hat[index] = model.predict([examples[i].question for i in index]).cpu()
-    programs = model.decode(z_hat.roll(-1, 0).to(model.device))
-    numbers = [number_placeholders(e.question)[1] for e in examples]
-    return [same_answer(compute(p, n), e.answer) for p, n, e in zip(programs, numbers, examples, strict=True)]
+    labels = np.unique([program_of(e) or "" for e in examples], return_inverse=True)[1]
+    programs = model.decode(z_hat[mismatched(labels)].to(model.device))
+    return sum(answers(program, e) for program, e in zip(programs, examples, strict=True))
+
+
+def answers(program: str, example: Example) -> bool:
+    """Does a program compute an example's answer?"""
+    return same_answer(compute(program, number_placeholders(example.question)[1]), example.answer)
 
 
 # ------------------------------------------------------------------------------------------- measures
 
 
-def correct_of(rows: list[dict], examples: list[Example]) -> dict[str, int]:
-    """predictions.jsonl's rows -> how many answers and equations are correct, by both read-outs."""
-    found = defaultdict(int)
-    for row, e in zip(rows, examples, strict=True):
-        gold = function_of(row.get("gold_program") or "")
-        for name, answer, program in (
-            ("decoded", "prediction", "program"),
-            ("nearest", "nearest", "nearest_program"),
-        ):
-            found[f"answer_{name}"] += same_answer(row[answer], e.answer)
-            found[f"equation_{name}"] += bool(gold) and function_of(row.get(program, "")) == gold
-    return dict(found)
-
-
-def measure(benchmark: str, model_name: str, fold: str, seed: int, args) -> dict:
-    """One trained run -> counts of correct answers, and its cosines."""
-    run = folder_of(benchmark, model_name, fold, seed)
+def measure(options: str, seed: int, args) -> dict:
+    """One trained run -> how many are correct, under each condition and by each measure, and its cosines."""
+    run = folder_of(options, seed)
     kept = run / "benchmark.json"
     if kept.is_file() and kept.stat().st_mtime > (run / "model.safetensors").stat().st_mtime:
         return read_json(kept)
-    splits, model = load_folder(str(Path(args.data_dir) / fold)), load_run(run)
-    test = splits["test"]
-    summary = read_json(run / "summary.json")
-    result = {"n": len(test), **{name: summary[name] for name in ("n_params", "steps", "train_seconds")}}
+    splits, model = load_folder(str(Path(args.data_dir) / options.split()[-1])), load_run(run)
+    test, summary = splits["test"], read_json(run / "summary.json")
 
     def count(model, examples):
-        return correct_of(accuracy(model, examples, splits["train"])[1], examples)
+        found = accuracy(model, examples, splits["train"])[0]
+        return {name: round(found[name] * len(examples)) for name in MEASURES}
 
-    result["correct"] = {"": count(model, test)}
-    if model_name != "lambda 0":
-        result["correct"]["shuffled"] = count(model, [shuffled(e) for e in test])
-        result["correct"]["without the last sentence"] = count(model, [without_last_sentence(e) for e in test])
-    if model_name == "latent":
-        result["correct"]["another question's latent"] = {"answer_decoded": sum(by_mismatched_latents(model, test))}
-        result["correct"]["untrained"] = count(untrained(model), test)
-        result |= {k: alignment(model, test)[0][k] for k in ("cos_own", "cos_other", "auc", "retrieval_at_1")}
-    write_json(kept, result)
-    return result
+    correct = {"": count(model, test)}
+    if model.config.jepa_weight or model.config.writes_tokens:
+        correct["shuffled"] = count(model, [shuffled(e) for e in test])
+        correct["without the last sentence"] = count(model, [without_last_sentence(e) for e in test])
+    result = {"n": len(test), **{name: summary[name] for name in ("n_params", "steps", "train_seconds")}}
+    if not model.config.writes_tokens:
+        correct["another question's latent"] = {"exact_match_decoded": by_mismatched_latents(model, test)}
+        correct["untrained"] = count(untrained(model), test)
+        found = alignment(model, test)[0]
+        result |= {name: found[name] for name in ("cos_own", "cos_other", "auc", "retrieval_at_1")}
+    write_json(kept, result | {"correct": correct})
+    return result | {"correct": correct}
 
 
-def baselines(fold: str, args) -> dict:
-    """What no network is needed for: the majority program, and a bag of words and pairs of words."""
+def baselines(fold: str, args) -> dict[str, dict]:
+    """What no network is needed for, from the same training examples: the majority program, and a bag of words and
+    pairs of words."""
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.linear_model import LogisticRegression
 
     splits = load_folder(str(Path(args.data_dir) / fold))
-    train = [(e, program) for e in (*splits["train"], *splits["val"]) if (program := program_of(e))]
-    texts, programs = [number_placeholders(e.question)[0].lower() for e, _ in train], [p for _, p in train]
+    train = [(number_placeholders(e.question)[0].lower(), p) for e in splits["train"] if (p := program_of(e))]
+    texts, programs = zip(*train, strict=True)
     vectorizer = CountVectorizer(ngram_range=(1, 2), token_pattern=r"\S+", binary=True)
     classifier = LogisticRegression(C=3.0, max_iter=300).fit(vectorizer.fit_transform(texts), programs)
-    majority, found = max(set(programs), key=programs.count), defaultdict(lambda: defaultdict(int))
+    majority = Counter(programs).most_common(1)[0][0]
+    chosen = {"bag of words": [], "majority program": [majority] * len(splits["test"])}
     for e in splits["test"]:
         text, numbers = number_placeholders(e.question)
         likely = classifier.predict_proba(vectorizer.transform([text.lower()]))[0]
         order = [classifier.classes_[i] for i in likely.argsort()[::-1]]
-        choice = next((p for p in order if computable(p, numbers)), order[0])
-        for name, program in (("bag of words", choice), ("majority program", majority)):
-            found[name]["answer_decoded"] += same_answer(compute(program, numbers), e.answer)
-            found[name]["equation_decoded"] += function_of(program) == function_of(program_of(e) or "")
-    return {name: {"n": len(splits["test"]), "correct": {"": dict(counts)}} for name, counts in found.items()}
+        chosen["bag of words"].append(next((p for p in order if computable(p, numbers)), majority))
+    found = {}
+    for name, programs in chosen.items():
+        pairs = list(zip(programs, splits["test"], strict=True))
+        correct = {
+            "exact_match_decoded": sum(answers(p, e) for p, e in pairs),
+            "equation_decoded": sum(function_of(p) == function_of(program_of(e) or "") for p, e in pairs),
+        }
+        found[name] = {"n": len(pairs), "correct": {"": correct}}
+    return found
 
 
 def over_folds(found: list[dict]) -> dict:
@@ -187,16 +166,13 @@ def run_benchmark(benchmark: str, args) -> dict[str, dict]:
     folds = FOLDS[benchmark]
     every = [baselines(fold, args) for fold in folds]
     rows = {name: over_folds([f[name] for f in every]) for name in every[0]}
-    jobs = [(benchmark, model, fold, seed) for model in args.models for seed in args.seeds for fold in folds]
-    with ThreadPoolExecutor(args.jobs) as pool:
-        list(pool.map(lambda job: train(*job, args), jobs))
-    for model in args.models:
-        rows[model] = over_folds([measure(*job, args) for job in jobs if job[1] == model])
+    runs = {model: [options_of(benchmark, model, fold) for fold in folds] for model in args.models}
+    train_all([options for of_model in runs.values() for options in of_model], args)
+    for model, of_model in runs.items():
+        rows[model] = over_folds([measure(options, seed, args) for seed in args.seeds for options in of_model])
         rows[model] |= {"options": f"--preset {benchmark} {MODELS[model]}".strip(), "seeds": args.seeds}
     for name, row in rows.items():
-        shown = [
-            f"{k} {row[k]['mean']:.1%}" for k in ("answer_decoded", "answer_nearest", "equation_decoded") if k in row
-        ]
+        shown = [f"{key} {row[key]['mean']:.1%}" for key in MEASURES if key in row]
         print(f"{benchmark:<8}{name:<24}{', '.join(shown)}  (n {row['n']})", flush=True)
     return rows
 
@@ -209,6 +185,7 @@ def main(argv: list[str] | None = None) -> None:
         "--models", nargs="*", default=["latent", "language model"], choices=list(MODELS), metavar="NAME"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
+    parser.add_argument("--device", default="auto")
     parser.add_argument("--jobs", type=int, default=1, help="trainings side by side")
     args = parser.parse_args(argv)
     path = ROOT / "results" / "benchmarks.json"

@@ -2,7 +2,7 @@
 
     python results/studies.py leak --only words        the word problems, no download
     python results/studies.py lambda --data-dir DIR    and the part on GSM8K
-    python results/studies.py llm-jepa --data-dir DIR  DIR holds nl-rx/synth and nl-rx/turk; about 10 minutes a run
+    python results/studies.py llm-jepa --data-dir DIR  DIR holds nl-rx/synth and nl-rx/turk
     python results/studies.py all --data-dir DIR --jobs 2 && python results/figures.py
 
 Each run is a `python train.py OPTIONS` that is printed as it starts. What is finished stays, what was interrupted

@@ -92,7 +92,7 @@ FROM_SCRATCH = {  # how high GSM8K goes: about 35,000 examples each, about three
 }
 LLM_JEPA_LAMBDAS = ("0", "0.5", "1", "2", "4")
 NL_RX = "--dataset pairs --tokenizer bpe:1024 --n-embd 128 --n-head 4 --lr 2e-3 --decode-weight 0 --no-final-eval"
-LLM_JEPA = {  # does a JEPA loss help a language model? gradients flow into both latents, as in LLM-JEPA
+LLM_JEPA = {  # does a JEPA loss help a language model? No stopped gradient: next tokens hold the latents apart
     f"{data}, {x}": f"{NL_RX} --epochs 16 --data-dir nl-rx/{data} --mask llm-jepa --target grad --jepa-weight {x}"
     for data in ("synth", "turk")
     for x in LLM_JEPA_LAMBDAS
@@ -126,8 +126,10 @@ def folder_of(options: str, seed: int) -> Path:
 
 def command(options: str, seed: int, args) -> tuple[list[str], Config]:
     """-> (words after `python train.py`, the configuration that they mean)."""
-    words = [str(RUNS / word) if word in RESAMPLED else word for word in shlex.split(options)]
-    words = [str(Path(args.data_dir) / word) if word.startswith("nl-rx/") else word for word in words]
+    words = shlex.split(options)
+    if "--data-dir" in words:  # re-sampled GSM8K, or a folder below the data's
+        at = words.index("--data-dir") + 1
+        words[at] = str((RUNS if words[at] in RESAMPLED else Path(args.data_dir)) / words[at])
     words += ["--seed", str(seed), "--run", str(folder_of(options, seed)), "--device", args.device]
     if part_of(options) == "gsm8k" and args.data_dir and "--data-dir" not in words:
         words += ["--data-dir", args.data_dir]

@@ -54,8 +54,8 @@ def test_a_bag_of_words_and_the_majority_program_are_counted(tmp_path):
             rows += [{"question": f"take {i} from {50 + i}", "answer": f"<<{50 + i}-{i}=50>> #### 50"}]
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     found = benchmarks.baselines(str(tmp_path), SimpleNamespace(data_dir=""))
-    assert found["bag of words"]["correct"][""] == {"answer_decoded": 10, "equation_decoded": 10}
-    assert found["majority program"]["correct"][""]["answer_decoded"] == 5
+    assert found["bag of words"]["correct"][""] == {"exact_match_decoded": 10, "equation_decoded": 10}
+    assert found["majority program"]["correct"][""]["exact_match_decoded"] == 5
 
 
 def test_an_answer_to_a_question_from_outside_is_wrong_whatever_it_is(monkeypatch):

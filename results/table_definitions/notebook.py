@@ -123,21 +123,26 @@ def rate(row: dict, key: str) -> str:
     return interval(row[key]["mean"], row[key]["ci95"], ".1%") if key in row else ""
 
 
+def rates(rows: tuple) -> list[list[str]]:
+    """(label, model, measure) a row -> its rates on the three benchmarks."""
+    found = load("benchmarks.json")
+    return [[label, *(rate(found[b].get(name, {}), key) for b in BENCHMARKS)] for label, name, key in rows]
+
+
 def benchmarks() -> str:
     """Answers and equations that are correct, of all models and baselines, beside published figures."""
-    found = load("benchmarks.json")
-    rows = []
-    for label, name, key in (
-        ("**latent model**, decoded from ẑ", "latent", "answer_decoded"),
-        ("latent model, nearest training program", "latent", "answer_nearest"),
-        ("language model, same size and steps", "language model", "answer_decoded"),
-        ("bag of words and pairs of words", "bag of words", "answer_decoded"),
-        ("majority program", "majority program", "answer_decoded"),
-        ("equations: latent model, decoded", "latent", "equation_decoded"),
-        ("equations: latent model, nearest", "latent", "equation_nearest"),
-        ("equations: language model", "language model", "equation_decoded"),
-    ):
-        rows.append([label, *(rate(found[b].get(name, {}), key) for b in BENCHMARKS)])
+    rows = rates(
+        (
+            ("**latent model**, decoded from ẑ", "latent", "exact_match_decoded"),
+            ("latent model, nearest training program", "latent", "exact_match_nearest"),
+            ("language model, same size and steps", "language model", "exact_match_decoded"),
+            ("bag of words and pairs of words", "bag of words", "exact_match_decoded"),
+            ("majority program", "majority program", "exact_match_decoded"),
+            ("equations: latent model, decoded", "latent", "equation_decoded"),
+            ("equations: latent model, nearest", "latent", "equation_nearest"),
+            ("equations: language model", "language model", "equation_decoded"),
+        )
+    )
     for label, values in MWPTOOLKIT.items():
         rows.append([f"published: {label}", *(f"{values[b]}%" if b in values else "" for b in BENCHMARKS)])
     return table(["answers correct", *BENCHMARKS.values()], rows)
@@ -145,20 +150,20 @@ def benchmarks() -> str:
 
 def benchmark_controls() -> str:
     """The latent model where it should fail, and the language model beside it."""
-    found, rows = load("benchmarks.json"), []
-    for label, name, key in (
-        ("latent model", "latent", "answer_decoded"),
-        ("given the next question's latent", "latent", "another question's latent, answer_decoded"),
-        ("before training", "latent", "untrained, answer_decoded"),
-        ("words of the question in another order", "latent", "shuffled, answer_decoded"),
-        ("without the last sentence", "latent", "without the last sentence, answer_decoded"),
-        ("language model, words in another order", "language model", "shuffled, answer_decoded"),
-        ("language model, without the last sentence", "language model", "without the last sentence, answer_decoded"),
-    ):
-        rows.append([label, *(rate(found[b].get(name, {}), key) for b in BENCHMARKS)])
+    rows = rates(
+        (
+            ("latent model", "latent", "exact_match_decoded"),
+            ("given the latent of another program", "latent", "another question's latent, exact_match_decoded"),
+            ("before training", "latent", "untrained, exact_match_decoded"),
+            ("words of the question in another order", "latent", "shuffled, exact_match_decoded"),
+            ("without the last sentence", "latent", "without the last sentence, exact_match_decoded"),
+            ("language model, words in another order", "language model", "shuffled, exact_match_decoded"),
+            ("language model, no last sentence", "language model", "without the last sentence, exact_match_decoded"),
+        )
+    )
+    found = load("benchmarks.json")
     for label, key in (("cosine, matched", "cos_own"), ("cosine, mismatched (control)", "cos_other")):
-        values = [found[b].get("latent", {}).get(key) for b in BENCHMARKS]
-        rows.append([label, *("" if value is None else number(value, ".3f") for value in values)])
+        rows.append([label, *(number(found[b]["latent"][key], ".3f") for b in BENCHMARKS)])
     return table(["answers correct", *BENCHMARKS.values()], rows)
 
 
