@@ -104,79 +104,6 @@ def reference_on_a_cpu() -> str:
     return table([f"{found['steps']} steps", ""], rows)
 
 
-# ----------------------------------------------------------------------------------------- benchmarks
-
-BENCHMARKS = {"mawps": "MAWPS", "asdiv": "ASDiv-A", "svamp": "SVAMP"}
-# Answer accuracy in per cent, from the table in MWPToolkit's repository (LYH-YF/MWPToolkit; Lan et al. 2021, arXiv
-# 2109.00799): the same ASDiv-A folds and SVAMP. Its MAWPS is another split.
-MWPTOOLKIT = {
-    "Transformer, from scratch": {"asdiv": 59.3, "svamp": 20.7},
-    "AttSeq (LSTM with attention), from scratch": {"asdiv": 68.3, "svamp": 25.4},
-    "Graph2Tree, from scratch": {"asdiv": 75.3, "svamp": 35.0},
-    "GPT-2, pretrained and fine-tuned": {"asdiv": 61.4, "svamp": 25.7},
-    "RoBERTaGen, pretrained encoder": {"asdiv": 72.1, "svamp": 30.3},
-}
-
-
-def rate(row: dict, key: str) -> str:
-    """A rate over all folds with its interval, "" if it was not measured."""
-    return interval(row[key]["mean"], row[key]["ci95"], ".1%") if key in row else ""
-
-
-def rates(rows: tuple) -> list[list[str]]:
-    """(label, model, measure) a row -> its rates on the three benchmarks."""
-    found = load("benchmarks.json")
-    return [[label, *(rate(found[b].get(name, {}), key) for b in BENCHMARKS)] for label, name, key in rows]
-
-
-def benchmarks() -> str:
-    """Answers and equations that are correct, of all models and baselines, beside published figures."""
-    rows = rates(
-        (
-            ("**latent model**, decoded from ẑ", "latent", "exact_match_decoded"),
-            ("latent model, nearest training program", "latent", "exact_match_nearest"),
-            ("language model, same size and steps", "language model", "exact_match_decoded"),
-            ("bag of words and pairs of words", "bag of words", "exact_match_decoded"),
-            ("majority program", "majority program", "exact_match_decoded"),
-            ("equations: latent model, decoded", "latent", "equation_decoded"),
-            ("equations: latent model, nearest", "latent", "equation_nearest"),
-            ("equations: language model", "language model", "equation_decoded"),
-        )
-    )
-    for label, values in MWPTOOLKIT.items():
-        rows.append([f"published: {label}", *(f"{values[b]}%" if b in values else "" for b in BENCHMARKS)])
-    return table(["answers correct", *BENCHMARKS.values()], rows)
-
-
-def benchmark_controls() -> str:
-    """The latent model where it should fail, and the language model beside it."""
-    rows = rates(
-        (
-            ("latent model", "latent", "exact_match_decoded"),
-            ("given the latent of another program", "latent", "another question's latent, exact_match_decoded"),
-            ("before training", "latent", "untrained, exact_match_decoded"),
-            ("words of the question in another order", "latent", "shuffled, exact_match_decoded"),
-            ("without the last sentence", "latent", "without the last sentence, exact_match_decoded"),
-            ("language model, words in another order", "language model", "shuffled, exact_match_decoded"),
-            ("language model, no last sentence", "language model", "without the last sentence, exact_match_decoded"),
-        )
-    )
-    found = load("benchmarks.json")
-    for label, key in (("cosine, matched", "cos_own"), ("cosine, mismatched (control)", "cos_other")):
-        rows.append([label, *(number(found[b]["latent"][key], ".3f") for b in BENCHMARKS)])
-    return table(["answers correct", *BENCHMARKS.values()], rows)
-
-
-def typed_questions() -> str:
-    """What the quick runs make of questions that a person types."""
-    rows = []
-    for run, sets in load("typed.json").items():
-        for name, row in sets.items():
-            counts = [str(row[key]) for key in ("correct", "wrong", "unknown")]
-            rows.append([f"`{run}`", name, str(row["n"]), *counts])
-    return table(["run", "questions", "n", "correct", "wrong", "“I do not know”"], rows)
-
-
 # -------------------------------------------------------------------------------------------- studies
 
 PARTS = {"words": "word problems", "gsm8k": "GSM8K (reduced)"}
@@ -375,9 +302,6 @@ def eval_speed() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "notebook-benchmarks": benchmarks,
-    "notebook-benchmark-controls": benchmark_controls,
-    "notebook-typed": typed_questions,
     "notebook-quick": lambda: run_in_full("quick"),
     "notebook-quick-seeds": lambda: quick_seeds("quick"),
     "notebook-quick-numbers": lambda: run_in_full("quick-numbers"),

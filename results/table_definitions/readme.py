@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from config import PRESETS, Config
-from results.table_definitions.notebook import BENCHMARKS
+from results.table_definitions.benchmarks import BENCHMARKS
 from results.tables import ROOT, get, load, number, plus_minus, table, with_ci
 from train import report
 
