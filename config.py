@@ -27,7 +27,7 @@ class Config(LoopConfig):
     world: str = opt(
         "wide", "word problems: a hundred names and things, invented ones; or the first few", ("wide", "narrow")
     )
-    n_train: int = opt(50_000, "word problems: training problems generated", low=1)
+    n_train: int = opt(0, "training examples: the first N (0: all); word problems: N are made (0: 50,000)", low=0)
     answer_view: str = opt(
         "answer",
         "what the answer view holds: the final answer, the worked solution, or its program over the question's numbers",

@@ -41,13 +41,13 @@ N_TEST = 1000  # word problems of the test split
 
 def load_splits(config: Config) -> dict[str, list[Example]]:
     """{"train", "val", "test"} of the data set that a configuration names."""
-    if config.dataset == "gsm8k":
-        return load_gsm8k(config.data_dir)
-    if config.dataset == "pairs":
-        return load_folder(config.data_dir or ".", "pairs")
+    if config.dataset != "wordproblems":
+        is_gsm8k = config.dataset == "gsm8k"
+        splits = load_gsm8k(config.data_dir) if is_gsm8k else load_folder(config.data_dir or ".", "pairs")
+        return splits | {"train": splits["train"][: config.n_train or None]}
     if config.data_dir:
         raise UserError(f"--data-dir {config.data_dir}: --dataset wordproblems is generated and reads no folder")
-    sizes = {"train": config.n_train, "val": N_VAL, "test": N_TEST}
+    sizes = {"train": config.n_train or 50_000, "val": N_VAL, "test": N_TEST}
     return {split: word_problems(split, n, config.difficulty, config.seed, config.world) for split, n in sizes.items()}
 
 

@@ -44,7 +44,12 @@ FOLDS = {  # benchmark: folders below --data-dir
     "asdiv": [f"asdiv-a/fold{i}" for i in range(5)],
     "svamp": ["svamp"],
 }
-MODELS = {"latent": "", "language model": f"{LANGUAGE_MODEL} --regulariser none", "lambda 0": "--jepa-weight 0"}
+MODELS = {
+    "latent": "",
+    "language model": f"{LANGUAGE_MODEL} --regulariser none",
+    "lambda 0": "--jepa-weight 0",
+    "llm-jepa": "--mask llm-jepa --decode-weight 0 --jepa-weight 1",
+}
 MEASURES = ("exact_match_decoded", "exact_match_nearest", "equation_decoded", "equation_nearest")
 
 

@@ -171,13 +171,17 @@ def print_table(table: dict[str, dict]) -> None:
 # ------------------------------------------------------------------------------------------------- main
 
 
+def is_asked(name: str, options: str, args) -> bool:
+    return args.only in (None, part_of(options)) and (not args.runs or name in args.runs)
+
+
 def run_study(study: str, args) -> dict[str, dict]:
     """Train and measure -> what results/<study>.json has of each run."""
     if study == "similar":
         train_all(similar_questions.runs_of(args.only), args)
         found = similar_questions.measure(args)
         return {name: over_seeds(rows) for name, rows in found.items()}
-    runs = {name: options for name, options in STUDIES[study].items() if args.only in (None, part_of(options))}
+    runs = {name: options for name, options in STUDIES[study].items() if is_asked(name, options, args)}
     train_all(list(runs.values()), args)
     table = {}
     for name, options in runs.items():
@@ -192,6 +196,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("study", choices=[*STUDIES, "similar", "all"])
     parser.add_argument("--data-dir", default="", help="GSM8K as DIR/train.jsonl and DIR/test.jsonl")
     parser.add_argument("--only", choices=("words", "gsm8k"), help="one part of a study")
+    parser.add_argument("--runs", nargs="*", metavar="NAME", help="these runs of the study only")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--jobs", type=int, default=1, help="trainings side by side")
     parser.add_argument("--device", default="auto")
@@ -201,7 +206,7 @@ def main(argv: list[str] | None = None) -> None:
     for study in ON_A_CPU if args.study == "all" else [args.study]:
         table = run_study(study, args)
         path = args.out / f"{study}.json"
-        if args.only and path.is_file():  # the other part stays
+        if (args.only or args.runs) and path.is_file():  # the others stay
             table = read_json(path)["runs"] | table
         write_json(path, {"runs": table})
 

@@ -90,16 +90,29 @@ FROM_SCRATCH = {  # how high GSM8K goes: about 35,000 examples each, about three
     "equations, variants, 3x as long": f"{SCRATCH} --epochs 4 --data-dir resampled-8-equations {EQUATIONS}",
     "program, width 256": f"{SCRATCH} --n-embd 256 --lr 1e-3 --question-weight 0.3 --epochs 15 --dropout 0.3 {PROGRAM}",
 }
-LLM_JEPA_LAMBDAS = ("0", "0.5", "1", "2", "4")
 NL_RX = "--dataset pairs --tokenizer bpe:1024 --n-embd 128 --n-head 4 --lr 2e-3 --decode-weight 0 --no-final-eval"
-LLM_JEPA = {  # does a JEPA loss help a language model? No stopped gradient: next tokens hold the latents apart
-    f"{data}, {x}": f"{NL_RX} --epochs 16 --data-dir nl-rx/{data} --mask llm-jepa --target grad --jepa-weight {x}"
-    for data in ("synth", "turk")
-    for x in LLM_JEPA_LAMBDAS
-} | {  # as many steps, and as much compute as with the second answer
-    f"{data}, language model{label}": f"{NL_RX} --epochs {epochs} --data-dir nl-rx/{data} --mask causal --jepa-weight 0"
-    for data in ("synth", "turk")
-    for label, epochs in (("", 16), (", 1.3x as long", 21))
+LLM_JEPA_MODELS = {  # no stopped gradient, as published: next tokens are meant to hold the latents apart
+    "language model": "--mask causal --jepa-weight 0",
+    "lambda 1": "--mask llm-jepa --target grad --jepa-weight 1",
+    "lambda 1, EMA target and VICReg": f"--mask llm-jepa --target ema {VICREG} --jepa-weight 1",
+    "lambda 4": "--mask llm-jepa --target grad --jepa-weight 4",
+    "lambda 0": "--mask llm-jepa --target grad --jepa-weight 0",
+    "lambda 0.5": "--mask llm-jepa --target grad --jepa-weight 0.5",
+    "lambda 2": "--mask llm-jepa --target grad --jepa-weight 2",
+}
+NL_RX_DATA = {  # training questions: their folder, and passes over them
+    "synth, 2000": ("nl-rx/synth --n-train 2000", 20),
+    "synth, 8000": ("nl-rx/synth", 12),
+    "turk, 2000": ("nl-rx/turk --n-train 2000", 20),
+}
+LLM_JEPA = {  # does a JEPA loss help a language model?
+    f"{data}, {model}": f"{NL_RX} --data-dir {folder} --epochs {epochs} {options}"
+    for data, (folder, epochs) in NL_RX_DATA.items()
+    for model, options in LLM_JEPA_MODELS.items()
+} | {  # as much compute as with the second answer
+    f"{data}, language model, 1.3x as long": f"{NL_RX} --data-dir {folder} --epochs {round(1.3 * epochs)} "
+    + LLM_JEPA_MODELS["language model"]
+    for data, (folder, epochs) in NL_RX_DATA.items()
 }
 STUDIES = {
     "llm-jepa": LLM_JEPA,
