@@ -47,8 +47,8 @@ def test_the_word_problems_are_those_that_the_options_ask_for():
     assert splits["test"] == word_problems("test", 1000, 3) and splits["val"] == word_problems("val", 500, 3)
 
 
-def test_n_train_takes_the_first_questions_of_a_folder_and_leaves_the_others(small_gsm8k):
-    every, some = (load_splits(Config(data_dir=str(small_gsm8k), n_train=n)) for n in (0, 5))
+def test_n_train_takes_the_first_questions_of_a_folder_and_leaves_the_others(gsm8k):
+    every, some = (load_splits(Config(data_dir=str(gsm8k), n_train=n)) for n in (0, 5))
     assert some["train"] == every["train"][:5] and len(every["train"]) > 5
     assert some["val"] == every["val"] and some["test"] == every["test"]
 
