@@ -19,7 +19,7 @@ class Config(LoopConfig):
 
     dataset: str = opt("gsm8k", "questions and answers from", ("gsm8k", "wordproblems", "pairs"), group="data")
     data_dir: str = opt(
-        "", "read DIR/train.jsonl, DIR/test.jsonl (and DIR/val.jsonl), not the Hub; pairs: any two texts"
+        "", "read DIR/train.jsonl, DIR/test.jsonl (and DIR/val.jsonl), not the Hub; pairs: any two texts", path=True
     )
     difficulty: int = opt(
         1, "word problems: 1 one step, 2 numbers to 999, 3 two steps, 4 distractors, 5 all", (1, 2, 3, 4, 5)

@@ -41,9 +41,11 @@ N_TEST = 1000  # word problems of the test split
 
 def load_splits(config: Config) -> dict[str, list[Example]]:
     """{"train", "val", "test"} of the data set that a configuration names."""
+    if config.dataset == "pairs" and not config.data_dir:
+        raise UserError("--dataset pairs needs --data-dir DIR, a folder with train.jsonl and test.jsonl")
     if config.dataset != "wordproblems":
         is_gsm8k = config.dataset == "gsm8k"
-        splits = load_gsm8k(config.data_dir) if is_gsm8k else load_folder(config.data_dir or ".", "pairs")
+        splits = load_gsm8k(config.data_dir) if is_gsm8k else load_folder(config.data_dir, "pairs")
         return splits | {"train": splits["train"][: config.n_train or None]}
     if config.data_dir:
         raise UserError(f"--data-dir {config.data_dir}: --dataset wordproblems is generated and reads no folder")

@@ -9,24 +9,28 @@ Precedence, weakest first: the dataclass, the preset (under --resume: the saved 
 
 import argparse
 import difflib
-import math
+import os
 import re
 import sys
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+LARGEST = 2**31 - 1  # of whole numbers; seeds are multiplied by 10^9 on their way into 63 bits
+
 
 class UserError(Exception):
     """A mistake a user can mend: printed as one line, never as a traceback. Say what, where, and what to do."""
 
 
-def opt(default, help, choices=None, low=None, below=None, group=None) -> Any:
+def opt(default, help, choices=None, low=None, below=None, group=None, path=False) -> Any:
     """A dataclass field that is an option: its `--help` text, the values it may take if they are few, its range.
 
-    `group` is the heading in `--help` of this option and of those that follow.
+    `group` is the heading in `--help` of this option and of those that follow. With `path` a file or folder that there
+    is becomes an absolute path: a run remembers it, and is evaluated from anywhere.
     """
-    return field(default=default, metadata=dict(help=help, choices=choices, low=low, below=below, group=group))
+    metadata = dict(help=help, choices=choices, low=low, below=below, group=group, path=path)
+    return field(default=default, metadata=metadata)
 
 
 def internal(default) -> Any:
@@ -57,7 +61,7 @@ class LoopConfig:
     batch_size: int = opt(32, "examples per optimiser step, over all processes and micro-batches", low=1)
     grad_accum: int = opt(1, "micro-batches per step and process; changes only losses on batch statistics", low=1)
     optimizer: str = opt("adamw", "adamw, or muon for the matrices of Transformer blocks", ("adamw", "muon"))
-    lr: float = opt(6e-4, "peak learning rate, reached after --warmup-steps", low=0.0, below=float("inf"))
+    lr: float = opt(6e-4, "peak learning rate, reached after --warmup-steps", low=0.0)
     min_lr: float = opt(0.0, "learning rate at the end of the cosine decay, as a fraction of --lr", low=0.0)
     warmup_steps: int = opt(100, "steps of linear warm-up", low=0)
     weight_decay: float = opt(0.1, "decay of matrices and embeddings; norm weights are not decayed", low=0.0)
@@ -81,11 +85,17 @@ class LoopConfig:
 # ---------------------------------------------------------------------------------------------- parser
 
 
+def one_line(message: object, longest: int = 1000) -> str:
+    """A message as one line, whatever it quotes: line breaks as \\n and the like, and cut off if it is too long."""
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(message))
+    return text if len(text) <= longest else f"{text[:longest]}…"
+
+
 class _Parser(argparse.ArgumentParser):
     """argparse, but a mistake is one line."""
 
     def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        self.exit(2, f"{self.prog}: error: {one_line(message)}\n")
 
 
 def flag(name: str) -> str:
@@ -142,12 +152,16 @@ def _add_options(parser: argparse.ArgumentParser, defaults) -> dict[str, str]:
     return help_of
 
 
-def _check_range(f, value, parser) -> None:
-    low, below = f.metadata.get("low"), f.metadata.get("below")
-    below_text = [] if below is None else ["finite" if math.isinf(below) else f"less than {below}"]
-    bounds = [f"at least {low}"] * (low is not None) + below_text
-    if (low is not None and not value >= low) or (below is not None and not value < below):
-        parser.error(f"{flag(f.name)} {value}: must be {' and '.join(bounds)}")
+def fault(f, value) -> str:
+    """What a value must be and is not, or "". Numbers are finite and bounded; an empty text must have a meaning."""
+    if isinstance(value, str):
+        return "without NUL" if "\0" in value else "" if value or not f.default else "given"
+    low, below = f.metadata["low"], f.metadata["below"]
+    top = LARGEST if isinstance(value, int) else sys.float_info.max
+    if (-top if low is None else low) <= value <= top and (below is None or value < below):
+        return ""
+    most = f"less than {below}" if below is not None else "finite" if isinstance(value, float) else f"at most {top}"
+    return most if low is None else f"at least {low} and {most}"
 
 
 def parse(cls, presets: dict[str, Preset], description: str, argv: list[str] | None = None):
@@ -178,7 +192,12 @@ def parse(cls, presets: dict[str, Preset], description: str, argv: list[str] | N
     given.pop("preset", None)
     for f in fields(cls):
         if f.name in given:
-            _check_range(f, given[f.name], parser)
+            value = given[f.name]
+            for part in value if isinstance(value, list) else (value,):
+                if reason := fault(f, part):
+                    parser.error(f"{flag(f.name)} {part}: must be {reason}")
+            if f.metadata["path"] and os.path.exists(value):
+                given[f.name] = os.path.abspath(value)
     return replace(defaults, **given), frozenset(given)
 
 
@@ -195,11 +214,14 @@ def resumed(config, given: frozenset, saved):
 
 
 def run_main(main) -> None:
-    """Run a script's `main()`: a UserError becomes one line on stderr and exit status 1."""
+    """Run a script's `main()`: a UserError, or what the system refuses, becomes one line and exit status 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a console that is not UTF-8 gets replacements, never a traceback
+            stream.reconfigure(errors="replace")
     try:
         main()
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    except (UserError, OSError) as error:  # a name that is too long, a folder that is a file, a full disk
+        sys.exit(f"error: {one_line(error)}")
     except KeyboardInterrupt:  # before or after the training loop, which leaves a checkpoint
         print("interrupted", file=sys.stderr)
         sys.exit(130)

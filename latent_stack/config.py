@@ -22,7 +22,7 @@ class StackConfig(LoopConfig):
     run: str = opt("out/latent", "folder of the run: configuration, trained weights, logs, curve", group="run")
     epochs: int = opt(5, "passes over the training set; small data, small heads", low=1, group="schedule")
     batch_size: int = opt(8, "examples per optimiser step, over all processes and micro-batches", low=1)
-    lr: float = opt(3e-4, "peak learning rate, reached after --warmup-steps", low=0.0, below=float("inf"))
+    lr: float = opt(3e-4, "peak learning rate, reached after --warmup-steps", low=0.0)
     weight_decay: float = opt(0.01, "AdamW decay of weight matrices; norm weights and biases are not decayed", low=0.0)
     warmup_steps: int = opt(50, "steps of linear warm-up", low=0)
 
@@ -30,8 +30,11 @@ class StackConfig(LoopConfig):
         "answerdotai/ModernBERT-base",
         "Hub name, folder, or package:NAME/PATH of an installed package",
         group="backbones",
+        path=True,
     )
-    decoder: str = opt("gpt2", "causal language model, named likewise; a path that ends in .gguf is read as such")
+    decoder: str = opt(
+        "gpt2", "causal language model, named likewise; a path that ends in .gguf is read as such", path=True
+    )
     lora_encoder: int = opt(0, "rank of LoRA on the encoder's linear layers (0: frozen)", low=0)
     lora_decoder: int = opt(0, "rank of LoRA on the language model's linear layers (0: frozen)", low=0)
     cache: bool = opt(True, "keep the frozen encoder's outputs on disk, in out/latent-cache, over epochs and runs")
@@ -43,7 +46,7 @@ class StackConfig(LoopConfig):
         group="data",
     )
     data_dir: str = opt(
-        "", "samsum: DIR/samsum/SPLIT, DIR/dialogsum/*.jsonl; others: DIR/SPLIT.jsonl, input and target"
+        "", "samsum: DIR/samsum/SPLIT, DIR/dialogsum/*.jsonl; others: DIR/SPLIT.jsonl, input and target", path=True
     )
     n_train: int = opt(0, "use this many training pairs (0: all; paraphrase: 1,200)", low=0)
     max_input: int = opt(256, "longest input in tokens; longer ones are truncated and counted", low=4)

@@ -28,7 +28,7 @@ class ReasonerConfig(LoopConfig):
     phase: str = opt(
         "all", "all three in order, or one; one starts from the phase before it", ("all", *PHASES), group="phases"
     )
-    init: str = opt("", "folder of the earlier phase's checkpoint; none: that phase's in --run")
+    init: str = opt("", "folder of the earlier phase's checkpoint; none: that phase's in --run", path=True)
     model: str = opt(
         "decoupled",
         "decoupled: Reasoner and Talker; or a baseline, trained as many steps in one phase",
@@ -36,7 +36,9 @@ class ReasonerConfig(LoopConfig):
     )
 
     dataset: str = opt("tree", "what is reasoned about", ("tree", "cfg", "gsm8k", "text"), group="data")
-    data_dir: str = opt("", "gsm8k: DIR/train.jsonl and DIR/test.jsonl; text: DIR/*.txt or *.jsonl; none: the Hub")
+    data_dir: str = opt(
+        "", "gsm8k: DIR/train.jsonl and DIR/test.jsonl; text: DIR/*.txt or *.jsonl; none: the Hub", path=True
+    )
     n_train: int = opt(400_000, "tree, cfg: training examples generated; text: passages read", low=1)
     leaves: int = opt(8, "tree: most leaves; a tree has 2 to this many, and 2 * leaves - 1 nodes", low=2)
     depth: int = opt(3, "tree: longest route, in edges; 2 ** depth leaves at most", low=1)

@@ -59,6 +59,12 @@ def test_a_data_folder_for_word_problems_is_an_error():
         load_splits(Config(dataset="wordproblems", data_dir="DIR"))
 
 
+def test_pairs_without_a_data_folder_are_an_error():
+    """They were read from the working directory, which is another one when the run is evaluated."""
+    with pytest.raises(UserError, match="--dataset pairs needs --data-dir"):
+        load_splits(Config(dataset="pairs"))
+
+
 # ------------------------------------------------------------------------------------------------ views
 
 

@@ -1,12 +1,23 @@
 """common/options.py: a dataclass as a command line, presets, `--help`, and what a user's mistake looks like."""
 
+import math
 import re
 from dataclasses import dataclass, fields, replace
 
 import pytest
+import torch
+from helpers import call
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from tiny import TINY
 
-from common.options import LoopConfig, Preset, UserError, internal, opt, parse, resumed, run_main
-from config import PRESETS, Config
+import latent_stack.config
+import reasoner.config
+import train
+from common.options import LARGEST, LoopConfig, Preset, UserError, internal, opt, parse, resumed, run_main
+from config import PRESETS, Config, EvalConfig
+from eval_alignment import AlignmentConfig
+from main import DemoConfig
 
 SOME = {"tiny": Preset("a laptop, a minute", {"n_layer": 2, "lr": 0.01, "final_eval": False})}
 VISIBLE = [f for f in fields(Config) if f.metadata["help"] is not None]
@@ -117,11 +128,77 @@ def test_a_wrong_command_line_names_the_culprit(capsys, argv):
 
 
 @pytest.mark.parametrize(
-    "words", ("--log-every 0", "--n-head 0", "--lr nan", "--lr inf", "--dropout 1.5", "--epochs -1", "--seed -1")
+    "words",
+    "--log-every 0,--n-head 0,--lr nan,--jepa-weight inf,--dropout 1.5,--epochs -1,--seed -1,--seed 2147483648".split(
+        ","
+    ),
 )
 def test_a_number_out_of_range_is_refused_with_the_range(words, capsys):
     message = refused(capsys, *words.split(), presets={})
     assert words in message and "must be at least" in message
+
+
+def test_the_largest_seed_fits_the_generator():
+    """--seed of 20 digits was a traceback after the data had been read."""
+    torch.manual_seed((LARGEST * 1_000_003 + LARGEST) * 1009 + LARGEST)  # as `fit` seeds a step
+
+
+@pytest.mark.parametrize("option", ("run", "device", "tokenizer"))
+def test_an_empty_text_is_refused_where_it_means_nothing(capsys, option):
+    """--run '' wrote the run into the working directory."""
+    assert f"--{option} : must be given" in refused(capsys, f"--{option}", "")
+
+
+CONFIGS = {
+    "train": (Config, PRESETS),
+    "evaluate_accuracy": (EvalConfig, {}),
+    "eval_alignment": (AlignmentConfig, {}),
+    "main": (DemoConfig, {}),
+    "reasoner.train": (reasoner.config.ReasonerConfig, reasoner.config.PRESETS),
+    "reasoner.evaluate": (reasoner.config.EvalConfig, {}),
+    "latent_stack.train": (latent_stack.config.StackConfig, latent_stack.config.PRESETS),
+    "latent_stack.evaluate": (latent_stack.config.EvalConfig, {}),
+}
+TEXTS = st.text(st.characters(), max_size=20) | st.integers().map(str) | st.floats().map(str) | st.just("9" * 5000)
+
+
+@pytest.mark.parametrize("script", CONFIGS)
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_text_as_the_value_of_any_option_is_parsed_or_refused_in_one_line(script, capsys, data):
+    """A line break in a mistyped option made two lines; an infinite weight was a number like any other."""
+    cls, presets = CONFIGS[script]
+    names = [f.name.replace("_", "-") for f in fields(cls) if f.metadata["help"] is not None]
+    option, value = f"--{data.draw(st.sampled_from(names))}", data.draw(TEXTS)
+    assume(value not in ("-h", "--help"))
+    try:
+        config, _ = parse(cls, presets, "about", data.draw(st.sampled_from(([f"{option}={value}"], [option, value]))))
+    except SystemExit as stop:
+        message = capsys.readouterr().err
+        assert stop.code == 2 and len(message.splitlines()) == 1 and len(message) < 1500
+        return
+    numbers = [x for x in vars(config).values() if isinstance(x, int | float)]
+    assert all(abs(x) <= LARGEST if isinstance(x, int) else math.isfinite(x) for x in numbers)
+
+
+@pytest.mark.parametrize("run", ("a" * 300, "file", "file/inside"))
+@pytest.mark.parametrize("words", ((), ("--resume",)))
+def test_a_run_that_cannot_be_a_folder_is_one_line_and_status_1(run, words, tmp_path):
+    """A name that is too long for the file system was a traceback."""
+    (tmp_path / "file").touch()
+    done = call(train, *TINY, "--run", tmp_path / run, *words, check=False)
+    assert done.returncode == 1 and done.stderr.startswith("error: ") and "\n" not in done.stderr
+
+
+def test_a_path_that_a_run_remembers_is_absolute_and_any_other_text_is_left_alone(tmp_path, monkeypatch):
+    """A run trained with --data-dir data could be evaluated in one working directory only."""
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path)
+    words = ["--encoder", "data", "--decoder", "gpt2", "--data-dir", "data/", "--run", "data"]
+    found, _ = parse(latent_stack.config.StackConfig, {}, "about", words)
+    assert (found.encoder, found.decoder, found.run) == (str(tmp_path / "data"), "gpt2", "data")
+    for cls in (Config, reasoner.config.ReasonerConfig, latent_stack.config.StackConfig):
+        assert parse(cls, {}, "about", ["--data-dir", "data/"])[0].data_dir == str(tmp_path / "data")
 
 
 def test_a_users_mistake_is_one_line_and_status_1():
