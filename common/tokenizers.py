@@ -90,6 +90,7 @@ class BPETokenizer(Tokenizer):
 
     PLACES = 8
     FIRST = 0xE000  # digit d at place p is the private-use character FIRST + 10 p + d while the BPE sees the text
+    NO_TEXT = "[\ud800-\ue04f]"  # these 80 characters in a text of somebody else's, and half an emoji
 
     def __init__(self, bpe: tokenizers.Tokenizer):
         self.bpe = bpe
@@ -100,14 +101,14 @@ class BPETokenizer(Tokenizer):
 
     @classmethod
     def _mark(cls, text: str) -> str:
-        """'47' -> the characters of 4 at place 1 and 7 at place 0."""
+        """'47' -> the characters of 4 at place 1 and 7 at place 0. A text's own such characters are unknown."""
 
         def marked(run):
             digits = run[0]
             places = (min(place, cls.PLACES - 1) for place in range(len(digits) - 1, -1, -1))
             return "".join(chr(cls.FIRST + 10 * p + int(d)) for p, d in zip(places, digits, strict=True))
 
-        return re.sub(r"[0-9]+", marked, text)
+        return re.sub(r"[0-9]+", marked, re.sub(cls.NO_TEXT, "\ufffd", text))
 
     @classmethod
     def _unmark(cls, text: str) -> str:
@@ -154,7 +155,7 @@ class BPETokenizer(Tokenizer):
     def _train(cls, model, trainer, texts: Iterable[str], keep_spaces: bool) -> "BPETokenizer":
         """Train on the texts without their digits, which are added."""
         model.decoder = decoders.ByteLevel()
-        model.train_from_iterator((re.sub("[0-9]", "", text) for text in texts), trainer)
+        model.train_from_iterator((re.sub(f"[0-9]|{cls.NO_TEXT}", "", text) for text in texts), trainer)
         digits = [chr(cls.FIRST + i) for i in range(10 * cls.PLACES)]
         model.add_tokens([tokenizers.AddedToken(c, lstrip=not keep_spaces, normalized=False) for c in digits])
         return cls(model)

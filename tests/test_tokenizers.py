@@ -56,6 +56,15 @@ def test_no_text_encodes_to_a_special_token(tokenizer):
         assert bool(ids) == bool(text)
 
 
+def test_a_character_that_stands_for_a_digit_inside_is_text_and_no_digit(bpe):
+    """U+E017 was read as the 3 of 300; half an emoji made the library raise."""
+    digits = [chr(bpe.FIRST + i) for i in range(10 * bpe.PLACES)]
+    words = train_tokenizer("words:1", ["pears \ud83c \ue000 47"])
+    for text in (*digits, "\ud83c", "47\ue01747"):
+        assert bpe.decode(bpe.encode([text])[0]) == re.sub("[\ud83c\ue000-\ue04f]", "\ufffd", text)
+        assert words.unk in words.encode([text])[0]
+
+
 def test_special_tokens_stay_visible_in_decoded_text(tokenizer):
     spelled = tokenizer.encode(["[PRED]"])[0]
     assert tokenizer.decode([*spelled, tokenizer.pred, tokenizer.n_vocab - 1]) == "[PRED][PRED][PAD]"
