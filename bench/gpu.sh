@@ -3,7 +3,7 @@
 # 570 s or less.
 #
 #   DATA=DIR OUT=out/gpu bench/gpu.sh              DIR holds train.jsonl and test.jsonl; without DATA, GSM8K from the Hub
-#   DATA=DIR OUT=out/gpu bench/gpu.sh compile      training with and without --compile; the output layer's cross-entropy
+#   DATA=DIR OUT=out/gpu bench/gpu.sh loss         the output layer's cross-entropy, by PyTorch's own function and by logits
 #   OUT=out/gpu bench/gpu.sh siblings              JEPA-Reasoner with 42M parameters; memory of the latent stack
 #
 # Leaves runs, JSON and the output of each part under $OUT, in order of worth. Not run yet: no GPU was at hand when it was
@@ -34,14 +34,7 @@ main() {
   part lambda 120 python results/studies.py lambda-45m "${data[@]}" --seeds 1 --jobs 3 --out "$OUT"
 }
 
-compile() {
-  # the same steps, eager and compiled: examples_per_second in each summary.json, compilation included
-  local steps=(--batch-size 128 --lr 1.2e-3 --max-steps 300 --no-final-eval --overwrite)
-  part eager 60 python train.py "${data[@]}" "${steps[@]}" --run "$OUT/eager"
-  part compiled 120 python train.py "${data[@]}" "${steps[@]}" --compile --run "$OUT/compiled"
-  # in alternation and after warming up: the systems `ours` (compiled) and `eager`
-  part compile_speed 300 python -m bench.train_speed "${data[@]}" --compile --batch-size 128 --steps 24 --rounds 2 \
-    --scale 128 --out "$OUT/compile_speed_cuda.json"
+loss() {
   part cross_entropy 60 python -m bench.cross_entropy "${data[@]}" --batch-size 128 --out "$OUT/cross_entropy_cuda.json"
 }
 
@@ -54,9 +47,9 @@ siblings() {
 
 go=${1:-main}
 case "$go" in
-main | compile | siblings) ;;
+main | loss | siblings) ;;
 *)
-  echo "error: bench/gpu.sh $go: one of compile, siblings, or nothing" >&2
+  echo "error: bench/gpu.sh $go: one of loss, siblings, or nothing" >&2
   exit 2
   ;;
 esac

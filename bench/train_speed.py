@@ -7,7 +7,6 @@
     language_model   the same with mask causal, lambda 0 and no decode pass: an ordinary language model, same tokens
     straightforward  bench/straightforward.py: random padded batches, dense masks, logits everywhere, .item() each step
     llm_jepa         bench/llm_jepa.py: transformers' GPT-2, a language-model pass plus a pass for each view
-    eager            under --compile: ours without it
 
 Each is timed in a process of its own, and all train on the same examples: those of real optimiser steps of ours, from
 short to long questions. Beside them the rate of large matrix products, and the model FLOPs utilisation (MFU, the key
@@ -167,15 +166,12 @@ def systems_of(config: Config, tokenizer: Tokenizer) -> dict[str, Callable]:
     def language_model(part):
         return alone(time_fit, causal, TokenizedDataset(part.examples, tokenizer, causal))[0]
 
-    systems = {
+    return {
         "ours": lambda part: alone(time_fit, config, part)[0],
         "language_model": language_model,
         "straightforward": lambda part: alone(time_plain, without_noise, part, "straightforward")[0],
         "llm_jepa": lambda part: alone(time_plain, config, part, "llm_jepa")[0],
     }
-    if config.compile:
-        systems["eager"] = lambda part: alone(time_fit, replace(config, compile=False), part)[0]
-    return systems
 
 
 def measure(config: BenchConfig, data: TokenizedDataset, device: Device) -> dict:

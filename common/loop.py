@@ -31,7 +31,6 @@ from common.checkpoint import atomic, save_model
 from common.device import Device, Distributed, keep_freed_memory, resolve_device
 from common.optimizers import make_optimizer
 from common.options import LoopConfig, UserError, program
-from common.transformer import Transformer
 
 # -------------------------------------------------------------------------------------------- schedule
 
@@ -328,10 +327,6 @@ def fit(
         load_state(state, Path(config.run), device.device)
         if distributed.main:
             truncate_log(Path(config.run), state.step)
-    if config.compile:  # the Transformers, where the time goes; what surrounds them has another shape in every batch
-        for module in model.modules():
-            if isinstance(module, Transformer):
-                module.compile(dynamic=True)
     ddp_model = distributed.wrap(model)
 
     schedule = config.epochs * steps_per_epoch

@@ -70,14 +70,13 @@ class LoopConfig:
 
     device: str = opt("auto", "auto, cpu, cuda, cuda:N or mps; auto takes the best one present", group="device")
     precision: str = opt("auto", "of matrix products", ("auto", "fp32", "bf16", "fp16"))
-    compile: bool = opt(False, "torch.compile the Transformer, one program for all batch shapes; not measured yet")
 
     log_every: int = opt(10, "steps between log lines, the only steps that wait for the device", low=1, group="log")
     save_every: int = opt(200, "steps between checkpoints; one is also written after each epoch", low=1)
 
     # What may differ from the saved configuration when a run is resumed.
     RESUMABLE: ClassVar[frozenset] = frozenset(
-        "run resume overwrite device precision compile epochs max_steps grad_accum log_every save_every eval_every "
+        "run resume overwrite device precision epochs max_steps grad_accum log_every save_every eval_every "
         "data_dir".split()
     )
 
@@ -154,9 +153,13 @@ def _add_options(parser: argparse.ArgumentParser, defaults) -> dict[str, str]:
 
 def fault(f, value) -> str:
     """What a value must be and is not, or "". Numbers are finite and bounded; an empty text must have a meaning."""
+    if (choices := f.metadata.get("choices")) and value not in choices:
+        return f"one of {', '.join(map(str, choices))}"
+    if isinstance(value, list | tuple):
+        return next(filter(None, (fault(f, part) for part in value)), "")
     if isinstance(value, str):
         return "without NUL" if "\0" in value else "" if value or not f.default else "given"
-    low, below = f.metadata["low"], f.metadata["below"]
+    low, below = f.metadata.get("low"), f.metadata.get("below")
     top = LARGEST if isinstance(value, int) else sys.float_info.max
     if (-top if low is None else low) <= value <= top and (below is None or value < below):
         return ""

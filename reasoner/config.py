@@ -197,7 +197,6 @@ PRESETS = {
             talker="mono",
             batch_size=512,
             epochs=1,
-            compile=True,
         ),
     ),
 }

@@ -25,7 +25,6 @@ from common.loop import (
     read_log,
 )
 from common.options import LoopConfig, UserError
-from common.transformer import Transformer
 
 STEPS = 6  # of an epoch
 
@@ -159,16 +158,6 @@ def test_noise_depends_on_seed_and_step_alone(tmp_path):
         trained(tmp_path / run, seed=seed)
     a, b, c = (weights(tmp_path / run) for run in "abc")
     assert same(a, b) and not same(a, c)
-
-
-def test_compiling_is_for_the_transformers_alone(tmp_path, monkeypatch):
-    """What surrounds them has another shape in every batch: each would be compiled anew."""
-    compiled = []
-    monkeypatch.setattr(nn.Module, "compile", lambda module, **options: compiled.append((type(module), options)))
-    model = Line()
-    model.inside = nn.ModuleList([Transformer(1, 16, 2), Transformer(1, 16, 2)])
-    fit(model, STEPS, batches, toy_config(tmp_path / "run", max_steps=1, compile=True))
-    assert compiled == [(Transformer, {"dynamic": True})] * 2
 
 
 # ------------------------------------------------------------------------------------------- validation

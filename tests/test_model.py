@@ -373,19 +373,6 @@ def test_one_batch_can_be_learned_by_heart():
     assert model.eval().answer(QUESTIONS[:8]) == ANSWERS[:8]
 
 
-@pytest.mark.slow
-def test_the_compiled_trunk_equals_the_eager_one_and_compiles_once_for_all_batches():
-    """Captured by torch.compile and run without code generation: a minute of C++ compilation proves no more."""
-    model, compiled, data = tiny_model(n_layer=1), tiny_model(n_layer=1), tiny_data()
-    compiled.trunk.compile(backend="aot_eager", dynamic=True)
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    for size in (8, 5, 12, 3):
-        batch = data.batch(range(size, 2 * size))
-        assert_same(losses(model, [batch]), losses(compiled, [batch]))
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2, "one with a mask, one causal"
-
-
 def test_the_reference_configuration_has_45_million_parameters():
     with torch.device("meta"):
         model = NanoJEPA(Config(vocab_size=50304))
