@@ -35,7 +35,7 @@ class Config(LoopConfig):
     )
     tokenizer: str = opt("gpt2", "gpt2 (tiktoken); of the training split: bpe:N with N entries, words:N seen N times")
 
-    n_layer: int = opt(6, "Transformer blocks", low=1, group="model")
+    n_layer: int = opt(6, "Transformer blocks", low=1, below=1000, group="model")
     n_head: int = opt(8, "attention heads", low=1)
     n_embd: int = opt(512, "width C of the residual stream and of the latents", low=2)
     block_size: int = opt(256, "longest row in tokens; GSM8K's longest question has 213 under gpt2", low=8)

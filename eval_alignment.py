@@ -32,7 +32,7 @@ from torch import Tensor
 
 from common.checkpoint import write_json
 from common.device import resolve_device
-from common.loop import read_log
+from common.log import read_log
 from common.options import UserError, opt, parse, run_main
 from common.plots import BLUE, COLOURS, ORANGE, figure
 from common.sources import Example

@@ -18,7 +18,8 @@ import torch
 from common.batching import length_bucketed, make_batches
 from common.checkpoint import clear_run, open_run, write_json
 from common.device import Distributed, resolve_device
-from common.loop import fit, last_metrics, mean_metrics, read_log
+from common.log import last_metrics, measuring, read_log
+from common.loop import fit, mean_metrics
 from common.options import parse, run_main
 from common.plots import BLUE, DOTTED, ORANGE, THIN, plot_curves, whole_windows
 from common.sources import Example
@@ -30,6 +31,16 @@ from evaluate_accuracy import accuracy, coverage, exact_match
 from model import NanoJEPA, jepa_mask
 
 MIN_STEPS = 2_000  # what --epochs 0 trains at least: a small file of one's own is passed many times
+IN_SUMMARY = {  # what summary.json has of the test split: {evaluation: {its name here: its name there}}
+    "accuracy": {
+        "exact_match": "exact_match_decoded",
+        "exact_match_ci95": "exact_match_decoded_ci95",
+        **{name: name for name in ("constant_from_train", "equation_decoded")},
+        **{name: name for name in ("majority_program", "majority_program_exact_match")},
+    },
+    "alignment": {name: name for name in ("retrieval_at_1", "cos_own", "cos_other")},
+    "coverage": {name: name for name in ("threshold", "coverage", "answered", "answered_correct")},
+}
 PROGRESS = {"token_loss": "token", "jepa_loss": "jepa", "cos_own": "cos", "cos_other": "other"}
 
 
@@ -99,60 +110,54 @@ def plot(run: Path) -> None:
 
 
 def final_evaluation(model: NanoJEPA, splits: dict[str, list[Example]]) -> dict:
-    """The test split: exact match, retrieval and cosines beside their controls -> what summary.json has of it."""
+    """The test split: exact match, retrieval and cosines beside their controls -> what summary.json has of it.
+
+    What cannot be measured is None, with its reason under "not_measured".
+    """
     model.eval()
-    found, rows = accuracy(model, splits["test"], splits["train"])
-    found |= alignment(model, splits["test"])[0]
-    if not model.config.writes_tokens:
-        found |= coverage(model, splits, rows, splits["test"])
-    kept = {
-        "exact_match": "exact_match_decoded",
-        "exact_match_ci95": "exact_match_decoded_ci95",
-        "constant_from_train": "constant_from_train",
-        "retrieval_at_1": "retrieval_at_1",
-        "cos_own": "cos_own",
-        "cos_other": "cos_other",
-        **{name: name for name in ("threshold", "coverage", "answered", "answered_correct", "equation_decoded")},
-        **{name: name for name in ("majority_program", "majority_program_exact_match")},
-    }
-    return {name: found[key] for name, key in kept.items() if key in found}
+    found, rows, missing = {}, [], {}
+    with measuring("accuracy", missing):
+        found, rows = accuracy(model, splits["test"], splits["train"])
+    with measuring("alignment", missing):
+        found |= alignment(model, splits["test"])[0]
+    if rows and not model.config.writes_tokens:
+        with measuring("coverage", missing):
+            found |= coverage(model, splits, rows, splits["test"])
+    summary = {"not_measured": missing} if missing else {}
+    for evaluation, names in IN_SUMMARY.items():
+        summary |= {name: found.get(key) for name, key in names.items() if key in found or evaluation in missing}
+    return summary
 
 
-def always_one_program(summary: dict) -> list[str]:
-    """A line on the baseline of programs."""
-    if "majority_program" not in summary:
-        return []
-    return [f"  always the program {summary['majority_program']:<18}{summary['majority_program_exact_match']:7.2%}"]
-
-
-def what_it_knows(summary: dict) -> list[str]:
-    """A line on how many questions are answered at all."""
-    if not summary.get("answered"):
-        return []
-    return [
-        f"  correct of the {summary['coverage']:6.1%} it answers       {summary['answered_correct']:7.2%}   "
-        "(it does not know the others)"
-    ]
+def test_split(summary: dict, config: Config, n_test: int) -> list[str]:
+    """Lines on the test split, each figure beside its control."""
+    unseen = ", operand pairs never seen in training" if config.dataset == "wordproblems" else ""
+    low, high = summary.get("exact_match_ci95") or (0, 0)
+    known = summary.get("coverage") or 0
+    lines = [f"test split: {n_test:,} questions{unseen}"]
+    for label, name, form, note in (
+        (
+            f"exact match, {'token by token' if config.writes_tokens else 'decoded from z_hat'}",
+            "exact_match",
+            "7.2%",
+            f"95% interval {low:.2%} to {high:.2%}",
+        ),
+        ("always the majority training answer", "constant_from_train", "7.2%", ""),
+        (f"always the program {summary.get('majority_program')}", "majority_program_exact_match", "7.2%", ""),
+        ("retrieval@1 among all test answers", "retrieval_at_1", "7.2%", ""),
+        ("cosine to the own answer's latent", "cos_own", "7.3f", ""),
+        ("cosine to another answer's latent", "cos_other", "7.3f", "(the control)"),
+        (f"correct of the {known:6.1%} it answers", "answered_correct", "7.2%", "(it does not know the others)"),
+    ):
+        if summary.get(name) is not None:
+            lines.append(f"  {label:<36} {summary[name]:{form}}   {note}".rstrip())
+    lines += [f"  {what} was not measured: {reason}" for what, reason in summary.get("not_measured", {}).items()]
+    return [*lines, ""]
 
 
 def report(summary: dict, config: Config, n_test: int) -> str:
     """What training prints last: the test split beside its controls, and where the run is."""
-    run, lines = config.run, []
-    if "exact_match" in summary:
-        readout = "token by token" if config.writes_tokens else "decoded from z_hat"
-        unseen = ", operand pairs never seen in training" if config.dataset == "wordproblems" else ""
-        low, high = summary["exact_match_ci95"]
-        lines = [
-            f"test split: {n_test:,} questions{unseen}",
-            f"  exact match, {readout:<24}{summary['exact_match']:7.2%}   95% interval {low:.2%} to {high:.2%}",
-            f"  always the majority training answer  {summary['constant_from_train']:7.2%}",
-            *always_one_program(summary),
-            f"  retrieval@1 among all test answers   {summary['retrieval_at_1']:7.2%}",
-            f"  cosine to the own answer's latent    {summary['cos_own']:7.3f}",
-            f"  cosine to another answer's latent    {summary['cos_other']:7.3f}   (the control)",
-            *what_it_knows(summary),
-            "",
-        ]
+    run, lines = config.run, test_split(summary, config, n_test) if config.final_eval else []
     speed = f"{summary['examples_per_second']:,.0f} examples/s"
     lines += [
         f"trained {summary['steps']:,} steps in {summary['train_seconds']:.0f} s, {speed}",
@@ -220,10 +225,11 @@ def main(argv: list[str] | None = None) -> None:
 
     # report
     if distributed.main:
-        plot(run)
         summary = {"n_params": model.n_params(), **summary, **last_metrics(run, ("token_loss", "jepa_loss"))}
         summary |= {"device": device.why, "torch": torch.__version__}
-        write_json(run / "summary.json", summary)
+        write_json(run / "summary.json", summary)  # it is finished, whatever an evaluation comes to
+        with measuring("the curves", {}):
+            plot(run)
         if config.final_eval:
             summary |= final_evaluation(model, splits)
             write_json(run / "summary.json", summary)

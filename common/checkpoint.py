@@ -1,8 +1,12 @@
-"""A run's folder: files written atomically, checkpoints that load from a folder or the Hugging Face Hub alone."""
+"""A run's folder: one writer, files that are whole or not there, checkpoints that load from it or from the Hub alone.
+
+Every byte of a checkpoint is under a checksum, state.pt by its format, model.safetensors by one in its header.
+"""
 
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -10,29 +14,39 @@ from collections.abc import Iterable
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
+from zipfile import BadZipFile, ZipFile
+from zlib import crc32
 
 import torch
+from filelock import FileLock, Timeout
 from huggingface_hub import hf_hub_download
-from safetensors import SafetensorError
-from safetensors.torch import load_model, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from common.device import keep_freed_memory
-from common.options import UserError, resumed
+from common.options import UserError, fault, resumed
 
 RUN_FILES = (".json", ".jsonl", ".png", ".pt", ".safetensors", ".tmp")  # what scripts write into a run's folder
+STATE, PREVIOUS = "state.pt", "state.previous.pt"  # what --resume needs; the second if the first is damaged
 
 
 # ----------------------------------------------------------------------------------------------- files
 
 
 @contextmanager
-def atomic(path: str | Path):
-    """`with atomic(path) as temporary:` write there; `path` appears whole, or stays as it was if anything fails."""
+def atomic(path: str | Path, previous: str | Path = ""):
+    """`with atomic(path) as temporary:` write there; `path` appears whole, or stays as it was if anything fails.
+
+    What was there before is kept as `previous`, if that is a name.
+    """
     path, temporary = Path(path), Path(f"{path}.{os.getpid()}.tmp")
     try:
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
+        if previous and path.is_file():
+            os.replace(path, previous)
         os.replace(temporary, path)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap a full disk in their own
         full = getattr(error, "errno", None) == errno.ENOSPC or re.search(
@@ -46,10 +60,24 @@ def atomic(path: str | Path):
         temporary.unlink(missing_ok=True)
 
 
+def strict_json(values, **layout) -> str:
+    """JSON as its standard has it: a number that is not finite is null. A path that is no UTF-8 keeps its bytes."""
+
+    def finite(x):
+        if isinstance(x, dict):
+            return {key: finite(value) for key, value in x.items()}
+        if isinstance(x, list | tuple):
+            return [finite(value) for value in x]
+        return None if isinstance(x, float) and not math.isfinite(x) else x
+
+    return json.dumps(finite(values), ensure_ascii=False, allow_nan=False, **layout)
+
+
 def write_json(path: str | Path, values: dict) -> None:
-    """Write a dict as JSON, atomically."""
+    """Write a dict as strict JSON, atomically."""
+    text = strict_json(values, indent=2) + "\n"
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def read_json(path: str | Path) -> dict:
@@ -63,6 +91,28 @@ def read_json(path: str | Path) -> dict:
 
 
 # ----------------------------------------------------------------------------------------- run folders
+
+
+_locks = {}  # {folder: its lock}, held until this process ends
+
+
+def lock_run(run: Path) -> None:
+    """One run, one writer, until this process ends, in whatever way. Then what killed writers left half is removed."""
+    if int(os.environ.get("RANK", 0)):  # the first of torchrun's processes writes
+        return
+    try:
+        _locks.setdefault(run.resolve(), FileLock(run / ".lock", timeout=0)).acquire()
+    except Timeout:
+        raise UserError(f"{run} is being written by another training; wait for it, or give another --run") from None
+    for folder in (run, run / "best"):
+        for path in folder.glob("*.tmp"):
+            if re.fullmatch(r".+\.\d+\.tmp", path.name):
+                path.unlink(missing_ok=True)
+
+
+def is_started(run: str | Path) -> bool:
+    """Does a folder hold a checkpoint that --resume continues?"""
+    return any((Path(run) / name).is_file() for name in (STATE, PREVIOUS))
 
 
 def clear_run(folder: str | Path, checkpoints: Iterable[str] = ("best",)) -> None:
@@ -81,6 +131,11 @@ def clear_run(folder: str | Path, checkpoints: Iterable[str] = ("best",)) -> Non
             path.unlink()
 
 
+def _is_like(value, default) -> bool:
+    """Is a value of JSON of the type of a default?"""
+    return type(value) in {float: (int, float), tuple: (list,)}.get(type(default), (type(default),))
+
+
 def read_config(folder: str | Path, cls, how: str, needed=("config.json", "model.safetensors")):
     """Folder of a checkpoint -> its configuration, a `cls`; a UserError reports what is missing or differs.
 
@@ -91,6 +146,8 @@ def read_config(folder: str | Path, cls, how: str, needed=("config.json", "model
         if not (folder / name).is_file():
             raise UserError(f"no checkpoint in {folder} ({name} is missing); train one with: {how}")
     values = read_json(folder / "config.json")
+    if not isinstance(values, dict):
+        raise UserError(f"{folder / 'config.json'} holds no configuration; train the run anew")
     if values.get("system") != cls.system:
         raise UserError(f"{folder}: a checkpoint of system {values.get('system')!r}, not of {cls.system}")
     unknown = sorted(set(values) - {f.name for f in fields(cls)})
@@ -98,18 +155,24 @@ def read_config(folder: str | Path, cls, how: str, needed=("config.json", "model
         raise UserError(
             f"{folder / 'config.json'} is of another version: unknown {', '.join(unknown)}; train the run anew"
         )
-    return cls(**values)
+    for f in fields(cls):
+        value = values.get(f.name, f.default)
+        reason = fault(f, value) if _is_like(value, f.default) else f"of the type of {f.default!r}"
+        if reason:
+            raise UserError(f"{folder / 'config.json'}: {f.name} is {value!r} and must be {reason}; train the run anew")
+    return cls(**{name: os.fsdecode(x.encode()) if isinstance(x, str) else x for name, x in values.items()})
 
 
 def open_run(config, given: frozenset = frozenset()):
     """Prepare the folder of a run -> its configuration: under --resume the saved one, with the command line over it."""
     run = Path(config.run)
-    started = (run / "state.pt").is_file()
+    started = is_started(run)
     if config.resume:
         if not started:
             raise UserError(
-                f"--resume: there is no checkpoint in {run} (no state.pt); leave --resume out to start the run"
+                f"--resume: there is no checkpoint in {run} (no {STATE}); leave --resume out to start the run"
             )
+        lock_run(run)
         how = "the same command without --resume"
         return resumed(config, given, read_config(run, type(config), how, needed=("config.json",)))
     if (run / "config.json").is_file() and "system" not in read_json(run / "config.json"):  # a model of the Hub, say
@@ -120,6 +183,7 @@ def open_run(config, given: frozenset = frozenset()):
         )
     try:
         run.mkdir(parents=True, exist_ok=True)
+        lock_run(run)
         (run / "log.jsonl").touch()
     except OSError as error:
         raise UserError(f"--run {run}: cannot write there ({error.strerror})") from None
@@ -129,6 +193,35 @@ def open_run(config, given: frozenset = frozenset()):
 # ---------------------------------------------------------------------------------------- checkpoints
 
 
+def read_state(path: Path, device: torch.device) -> dict:
+    """What `torch.save` wrote, tensors and plain values alone; any error if a byte of it is another."""
+    with ZipFile(path) as archive:  # torch.load does not look at the checksums
+        if damaged := archive.testzip():
+            raise BadZipFile(f"checksum of {damaged}")
+    return torch.load(path, map_location=device, weights_only=True)
+
+
+def checksum(tensors: dict[str, Tensor]) -> str:
+    """Of all bytes of named tensors, in the order of their names."""
+    total = 0
+    for name in sorted(tensors):
+        total = crc32(tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy(), total)
+    return f"{total:08x}"
+
+
+def read_weights(path: str | Path, device: torch.device | str) -> dict[str, Tensor]:
+    """model.safetensors -> its tensors; a UserError if it is damaged."""
+    try:
+        tensors = load_file(path)
+        with safe_open(path, "pt") as file:
+            noted = (file.metadata() or {}).get("crc32")
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path} is damaged or no checkpoint ({' '.join(str(error).split())[:200]})") from None
+    if noted not in (None, checksum(tensors)):  # None: written by others, as the Hub's own save_pretrained
+        raise UserError(f"{path} is damaged: its checksum does not match")
+    return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+
 def save_model(model, config, folder: str | Path) -> None:
     """Write what `from_pretrained` reads: config.json, model.safetensors, the tokenizer if it was trained."""
     folder = Path(folder)
@@ -136,8 +229,9 @@ def save_model(model, config, folder: str | Path) -> None:
     write_json(folder / "config.json", asdict(config))
     if getattr(model, "tokenizer", None) is not None:
         model.tokenizer.save(folder)
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     with atomic(folder / "model.safetensors") as path:
-        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, path)
+        save_file(tensors, path, metadata={"crc32": checksum(tensors)})
 
 
 def weights_hash(folder: str | Path) -> str:
@@ -152,6 +246,7 @@ class PretrainedMixin:
     """
 
     tokenizer = None
+    on_meta = True  # can it be built without memory?
 
     @property
     def device(self) -> torch.device:
@@ -177,10 +272,14 @@ class PretrainedMixin:
         def find(name):
             return os.path.join(model_id, name) if os.path.isdir(model_id) else hf_hub_download(model_id, name, **hub)
 
-        model = cls(config)
+        tensors = read_weights(find("model.safetensors"), map_location)
         try:
-            load_model(model, find("model.safetensors"), device=str(map_location))
-        except (RuntimeError, SafetensorError) as error:  # names or shapes that differ, or a damaged file
+            if cls.on_meta:  # without memory first: a wrong config.json may ask for any amount
+                with torch.device("meta"):
+                    cls(config).load_state_dict(tensors)
+            model = cls(config)
+            model.load_state_dict(tensors)
+        except RuntimeError as error:  # names or shapes that differ
             reason = " ".join(str(error).split())[:300]
             raise UserError(f"{model_id}: model.safetensors does not fit config.json: {reason}") from None
         model.read_tokenizer(find)

@@ -11,9 +11,7 @@ A run's folder holds config.json, model.safetensors (the last weights), best/ (t
 state.pt (what --resume needs) and log.jsonl (a line a logging step).
 """
 
-import json
 import math
-import pickle
 import signal
 import sys
 import time
@@ -24,11 +22,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from tqdm import tqdm
 
-from common.checkpoint import atomic, save_model
+from common.checkpoint import PREVIOUS, STATE, atomic, read_state, save_model
 from common.device import Device, Distributed, keep_freed_memory, resolve_device
+from common.log import Monitor, truncate_log
 from common.optimizers import make_optimizer
 from common.options import LoopConfig, UserError, program
 
@@ -77,6 +74,7 @@ class TrainState:
     steps_per_epoch: int
     step: int = 0
     best: float = math.inf  # lowest validation loss
+    saved: int | None = None  # step of the checkpoint on disk
     training: Stopwatch = field(default_factory=Stopwatch)  # without validation and checkpoints
     total: Stopwatch = field(default_factory=Stopwatch)
 
@@ -94,18 +92,13 @@ def save_state(state: TrainState, config: LoopConfig) -> None:
         "clock": {"train": state.training.read(), "total": state.total.read()},
         "epoch_steps": state.steps_per_epoch,
     }
-    with atomic(run / "state.pt") as path:
+    with atomic(run / STATE, previous=run / PREVIOUS) as path:
         torch.save(values, path)
+    state.saved = state.step
 
 
-def load_state(state: TrainState, run: Path, device: torch.device) -> None:
-    """Restore what `save_state` wrote; a UserError if it is damaged or the data has changed."""
-    try:
-        saved = torch.load(run / "state.pt", map_location=device, weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(
-            f"{run}/state.pt is damaged ({type(error).__name__}); start the run anew with --overwrite"
-        ) from None
+def restore(state: TrainState, saved: dict) -> None:
+    """What `save_state` wrote -> the state; a UserError if the data has changed."""
     if saved["epoch_steps"] != state.steps_per_epoch:
         raise UserError(
             f"--resume: the data has changed: {state.steps_per_epoch} steps an epoch, not {saved['epoch_steps']}"
@@ -114,100 +107,33 @@ def load_state(state: TrainState, run: Path, device: torch.device) -> None:
     state.optimizer.load_state_dict(saved["optimizer"])
     if saved["scaler"] and state.scaler.is_enabled():  # empty when the run was not in fp16
         state.scaler.load_state_dict(saved["scaler"])
-    state.step, state.best = saved["step"], saved["best"]
+    state.step, state.best, state.saved = int(saved["step"]), float(saved["best"]), int(saved["step"])
     state.training, state.total = Stopwatch(saved["clock"]["train"]), Stopwatch(saved["clock"]["total"])
 
 
-# ----------------------------------------------------------------------------------------------- log
+def load_state(state: TrainState, run: Path, device: torch.device) -> str:
+    """Restore the last checkpoint, or the one before it -> a sentence on what was damaged, "" if nothing."""
+    damage = []
+    for path in (run / STATE, run / PREVIOUS):
+        try:
+            restore(state, read_state(path, device))
+        except UserError:
+            raise
+        except FileNotFoundError:
+            damage.append(f"{path} is missing")
+        except Exception as error:  # of another object, of flipped bytes: torch and pickle raise a dozen types
+            damage.append(f"{path} is damaged ({type(error).__name__})")
+        else:
+            return "; ".join(damage) + f"; going on from {path}, step {state.step}" if damage else ""
+    raise UserError(f"{' and '.join(damage)}; start the run anew with --overwrite")
 
 
-def append_log(run: str | Path, **values) -> None:
-    """One more line of log.jsonl."""
-    path = Path(run) / "log.jsonl"
-    try:
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
-    except OSError as error:
-        raise UserError(f"could not write {path}: {error.strerror}; the last checkpoint is intact") from None
-
-
-def read_log(run: str | Path) -> tuple[list[dict], list[dict]]:
-    """log.jsonl -> (training lines, validation lines)."""
-    path = Path(run) / "log.jsonl"
-    if not path.is_file():
-        raise UserError(f"{path}: missing; only the folder of a whole run has a log of its training")
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [x for x in lines if "loss" in x], [x for x in lines if "val_loss" in x]
-
-
-def truncate_log(run: Path, step: int) -> None:
-    """Forget what was logged after the checkpoint at `step`."""
-    lines = (run / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    kept = [line for line in lines if line and json.loads(line)["step"] <= step]
-    with atomic(run / "log.jsonl") as path:
-        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-
-
-def last_metrics(run: str | Path, names: Iterable[str] = ()) -> dict[str, float]:
-    """The named metrics of the last training line of log.jsonl, and all `val_…` of the last validation line."""
-    training, validation = read_log(run)
-    last, validated = (lines[-1] if lines else {} for lines in (training, validation))
-    return {k: last[k] for k in names if k in last} | {k: v for k, v in validated.items() if k.startswith("val_")}
-
-
-class Monitor:
-    """Metrics averaged over the steps since the last log line: summed on the device, read at logging steps only."""
-
-    def __init__(self, state: TrainState, config: LoopConfig, distributed: Distributed, progress: dict, total: int):
-        self.state, self.run, self.distributed, self.progress = state, config.run, distributed, progress
-        quiet = not distributed.main
-        self.bar = tqdm(total=total, initial=state.step, disable=quiet, dynamic_ncols=True, unit="step", smoothing=0.05)
-        self.sums, self.steps, self.since = defaultdict(float), 0, state.training.read()
-
-    def add(self, metrics: dict[str, Tensor]) -> None:
-        """The metrics of one step."""
-        for name, value in metrics.items():
-            self.sums[name] += value
-        self.steps += 1
-        self.bar.update()
-
-    def labelled(self, metrics: dict[str, float], digits: int, prefix: str = "") -> list[str]:
-        """The metrics that a person watches, under their short names."""
-        shown = ((label, metrics.get(prefix + name)) for name, label in self.progress.items())
-        return [f"{label} {value:.{digits}f}" for label, value in shown if value is not None]
-
-    def log(self, **values) -> None:
-        """One line of log.jsonl."""
-        if self.distributed.main:
-            step = self.state.step
-            append_log(self.run, step=step, epoch=round(step / self.state.steps_per_epoch, 3), **values)
-
-    def write(self, lr: float, interrupted: bool) -> bool:
-        """Log the means since the last line -> was this process or another interrupted?"""
-        seconds = self.state.training.read()
-        sums = self.distributed.sum([float(v) for v in self.sums.values()] + [float(interrupted)])
-        means = {name: v / self.steps for name, v in zip(self.sums, sums, strict=False)}
-        means["tokens_per_second"] = means.pop("tokens") * self.steps / (seconds - self.since)
-        if not math.isfinite(means["loss"]):
-            raise UserError(
-                f"the loss is {means['loss']} at step {self.state.step}; lower --lr or raise --warmup-steps. "
-                "The last checkpoint is intact"
-            )
-        self.log(lr=lr, seconds=round(seconds, 3), window=self.steps, **means)
-        speed = f"{means['tokens_per_second']:,.0f} tok/s"
-        self.bar.set_postfix_str(", ".join([*self.labelled(means, 3), f"lr {lr:.1e}", speed]))
-        self.sums.clear()
-        self.steps, self.since = 0, seconds
-        return bool(sums[-1])
-
-    def write_validation(self, metrics: dict[str, float]) -> None:
-        """Log `val_…` and print it above the bar."""
-        metrics = {f"val_{name}": value for name, value in metrics.items()}
-        self.log(**metrics)
-        if self.distributed.main:
-            epoch = self.state.step / self.state.steps_per_epoch
-            shown = ", ".join(self.labelled(metrics, 4, "val_"))
-            self.bar.write(f"epoch {epoch:g}, validation: {shown}", file=sys.stderr)
+def resume(state: TrainState, config: LoopConfig, device: Device, distributed: Distributed) -> None:
+    """Go on from the checkpoint; what was found damaged is printed."""
+    found = [load_state(state, Path(config.run), device.device)]
+    if distributed.main:
+        found.append(truncate_log(Path(config.run), state.step))
+        print("".join(f"{sentence}\n" for sentence in found if sentence), end="", file=sys.stderr)
 
 
 # ---------------------------------------------------------------------------------------------- the loop
@@ -215,10 +141,18 @@ class Monitor:
 
 @contextmanager
 def interruptible():
-    """Collect SIGINT and SIGTERM in the list it yields: the step in progress ends, and a checkpoint follows."""
+    """Collect SIGINT and SIGTERM in the list it yields: the step in progress ends, and a checkpoint follows.
+
+    A second one does not wait for that: it is a KeyboardInterrupt at once.
+    """
     received = []
-    signals = (signal.SIGINT, signal.SIGTERM)
-    previous = {s: signal.signal(s, lambda number, frame: received.append(number)) for s in signals}
+
+    def receive(number, frame):
+        received.append(number)
+        if len(received) > 1:
+            raise KeyboardInterrupt
+
+    previous = {s: signal.signal(s, receive) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield received
     finally:
@@ -241,10 +175,9 @@ def training_step(
             sums[name] += value
         sums["tokens"] += batch.n_tokens
 
-    if config.grad_clip:
-        state.scaler.unscale_(state.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.grad_clip)
-        sums["grad_norm"] = norm / distributed.world  # all processes hold the same gradient
+    state.scaler.unscale_(state.optimizer)
+    norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.grad_clip or math.inf)
+    sums["grad_norm"] = norm / distributed.world  # all processes hold the same gradient
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
@@ -269,10 +202,45 @@ def run_validation(validate, state: TrainState, config: LoopConfig, monitor: Mon
     """Validate, log it, and keep the weights in best/ if they are the best so far."""
     metrics = validate(state.model)
     monitor.write_validation(metrics)
+    if not math.isfinite(metrics["loss"]):
+        raise UserError(f"the validation loss is {metrics['loss']} at step {state.step}; {what_helps(state, config)}")
     if metrics["loss"] < state.best:
         state.best = metrics["loss"]
         if monitor.distributed.main:
             save_model(state.model, config, Path(config.run) / "best")
+
+
+def what_helps(state: TrainState, config: LoopConfig) -> str:
+    """The end of a message on a training that diverged: what to turn, and what is on disk."""
+    kept = f"{config.run}/{STATE} is of step {state.saved}" if state.saved else "no checkpoint was written yet"
+    return f"lower --lr or raise --warmup-steps; {kept}"
+
+
+def stop_unless_finite(monitor: Monitor, batches: Callable, state: TrainState, config: LoopConfig) -> None:
+    """Before anything is logged or saved: a UserError if a loss or gradient since the last time was not finite.
+
+    What is needed to look at it is kept in RUN/not_finite.pt: the batch, and the weights as they are now.
+    """
+    found = monitor.first_not_finite(scaled=state.scaler.is_enabled())
+    if found is None:
+        return
+    step, value = found
+    epoch, k = divmod(step, state.steps_per_epoch)
+    path = Path(config.run) / "not_finite.pt"
+    if monitor.distributed.main:
+        kept = {"step": step, "batches": [vars(b) for b in batches(epoch, k)], "model": state.model.state_dict()}
+        with atomic(path) as temporary:
+            torch.save(kept, temporary)
+    raise UserError(
+        f"the loss or its gradient is {value} at step {step + 1}, batch {k + 1} of epoch {epoch + 1}, kept in {path}; "
+        + what_helps(state, config)
+    )
+
+
+def due(state: TrainState, config: LoopConfig, total: int) -> list[bool]:
+    """Is it time to log, to validate, to save? All three at the end of an epoch and of the training."""
+    ends = state.step % state.steps_per_epoch == 0 or state.step == total
+    return [ends or (n > 0 and state.step % n == 0) for n in (config.log_every, config.eval_every, config.save_every)]
 
 
 def stop_interrupted(monitor: Monitor, total: int, signals: list[int], resume_options: str) -> None:
@@ -324,14 +292,13 @@ def fit(
     scaler = torch.amp.GradScaler(device.device.type, enabled=device.dtype is torch.float16)
     state = TrainState(model, make_optimizer(model, config), scaler, steps_per_epoch)
     if config.resume:
-        load_state(state, Path(config.run), device.device)
-        if distributed.main:
-            truncate_log(Path(config.run), state.step)
+        resume(state, config, device, distributed)
     ddp_model = distributed.wrap(model)
 
     schedule = config.epochs * steps_per_epoch
     total = min(schedule, config.max_steps or schedule)
     monitor = Monitor(state, config, distributed, progress or {"loss": "loss"}, total)
+    interrupted = False
     with interruptible() as signals, monitor.bar:
         while state.step < total:
             epoch, k = divmod(state.step, steps_per_epoch)
@@ -343,21 +310,24 @@ def fit(
                 after_step()
             state.step += 1
 
-            ends_epoch = state.step % steps_per_epoch == 0 or state.step == total
-            interrupted = False
-            # several processes must agree on the step to stop at: the next logging step
-            if state.step % config.log_every == 0 or ends_epoch or (signals and distributed.world == 1):
-                device.synchronize()
+            logs, validates, saves = due(state, config, total)
+            alone = distributed.world == 1  # several processes must agree on where to stop: at a logging step
+            interrupted = alone and bool(signals)
+            if not (logs or validates or saves or interrupted):
+                continue
+
+            device.synchronize()
+            stop_unless_finite(monitor, batches, state, config)
+            if logs or interrupted:
                 interrupted = monitor.write(lr, bool(signals))
-            if validate and (ends_epoch or (config.eval_every and state.step % config.eval_every == 0)):
-                device.synchronize()
-                with state.training.paused():
+            with state.training.paused():
+                if validates and validate:
                     run_validation(validate, state, config, monitor)
-            if ends_epoch or interrupted or state.step % config.save_every == 0:
-                device.synchronize()
-                with state.training.paused():
-                    if distributed.main:
-                        save_state(state, config)
+                interrupted = interrupted or (alone and bool(signals))
+                if (saves or interrupted) and distributed.main:
+                    save_state(state, config)
             if interrupted:
-                stop_interrupted(monitor, total, signals, resume_options or f"--run {config.run} --resume")
+                break
+    if interrupted or distributed.sum([float(bool(signals))])[0]:
+        stop_interrupted(monitor, total, signals, resume_options or f"--run {config.run} --resume")
     return summary_of(state, config, device)

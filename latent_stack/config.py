@@ -64,7 +64,7 @@ class StackConfig(LoopConfig):
         "idea to idea: mlp, residual mlp, transformer over memory slots, gru over steps, or identity (the control)",
         ("mlp", "residual", "transformer", "gru", "identity"),
     )
-    middle_layers: int = opt(2, "layers of the mlps or transformer; steps of the gru", low=1)
+    middle_layers: int = opt(2, "layers of the mlps or transformer; steps of the gru", low=1, below=1000)
     middle_hidden: int = opt(512, "width of the hidden layers of compression, middle mlp and expansion", low=2)
     memory_slots: int = opt(4, "transformer: vectors that the idea is spread over", low=1)
     prefix_len: int = opt(10, "soft tokens P that the language model reads before BOS", low=1)

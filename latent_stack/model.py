@@ -113,6 +113,8 @@ class LatentStack(PretrainedMixin, nn.Module, PyTorchModelHubMixin, library_name
     The backbones are no submodules: they move with the model, stay in eval mode, and are not in its state_dict.
     """
 
+    on_meta = False  # backbones are read from files
+
     def __init__(self, config: StackConfig, backbones: tuple | None = None):
         """`backbones`: ((encoder, tokenizer), (language model, tokenizer)), instead of loading what config names.
 

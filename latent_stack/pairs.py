@@ -6,6 +6,7 @@ cnn          a news article and its highlights            pairs   two sentences 
 qa           question and context, and the answer         jsonl   DIR/SPLIT.jsonl, {"input": …, "target": …} a line
 """
 
+import os
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -137,9 +138,9 @@ def samsum_from_folder(folder: str | Path) -> Splits:
     splits = {}
     for split in ("train", "validation", "test"):
         path = Path(folder) / "samsum" / split
-        if path.is_dir():
+        if os.path.isdir(path):
             splits[split] = read_arrow(path)
-        elif path.with_suffix(".jsonl").is_file():
+        elif os.path.exists(path.with_suffix(".jsonl")):
             splits[split] = read_jsonl(path.with_suffix(".jsonl"))
     if "test" not in splits or len(splits) < 2:
         raise UserError(
@@ -159,7 +160,7 @@ def samsum_from_folder(folder: str | Path) -> Splits:
 def jsonl_from_folder(folder: str | Path) -> Splits:
     """DIR/train.jsonl, DIR/test.jsonl and, where it exists, DIR/validation.jsonl."""
     paths = {split: Path(folder) / f"{split}.jsonl" for split in ("train", "validation", "test")}
-    splits = {split: read_jsonl(path) for split, path in paths.items() if path.is_file()}
+    splits = {split: read_jsonl(path) for split, path in paths.items() if os.path.exists(path)}
     for split in ("train", "test"):
         if split not in splits:
             raise UserError(

@@ -11,7 +11,6 @@ A run is a folder as everywhere: config.json (with the backbones' names and revi
 trained, and the mean and standard deviation of pooled texts), best/, state.pt, log.jsonl, loss_curve.png, summary.json.
 """
 
-import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +22,8 @@ from tqdm import tqdm
 from common.batching import epoch_order, make_batches
 from common.checkpoint import clear_run, open_run, write_json
 from common.device import Device, Distributed, resolve_device
-from common.loop import append_log, fit, last_metrics, learning_rate, set_learning_rate
+from common.log import append_log, last_metrics, measuring, read_lines
+from common.loop import fit, learning_rate, set_learning_rate
 from common.optimizers import make_optimizer
 from common.options import UserError, parse, run_main
 from common.plots import plot_loss
@@ -140,10 +140,12 @@ def introduction(model: LatentStack, pairs: dict[str, list[Pair]], steps_per_epo
 
 def report(summary: dict, run: Path) -> str:
     """What training prints last: the test split beside its control, and where the run is."""
-    lines = [f"test split: {summary['n']:,} texts; ROUGE-L F1 with 95% bootstrap intervals"]
-    for suffix, label in (("", "matched idea"), ("_shuffled", "mismatched idea (control)")):
-        low, high = summary[f"rougeL{suffix}_ci95"]
-        lines.append(f"  {label:<36}{summary[f'rougeL{suffix}']:.4f}   {low:.4f} to {high:.4f}")
+    lines = [f"{what} was not measured: {reason}" for what, reason in summary.get("not_measured", {}).items()]
+    if "rougeL" in summary:
+        lines.append(f"test split: {summary['n']:,} texts; ROUGE-L F1 with 95% bootstrap intervals")
+        for suffix, label in (("", "matched idea"), ("_shuffled", "mismatched idea (control)")):
+            low, high = summary[f"rougeL{suffix}_ci95"]
+            lines.append(f"  {label:<36}{summary[f'rougeL{suffix}']:.4f}   {low:.4f} to {high:.4f}")
     memory = f", at most {summary['peak_memory_gib']:.1f} GiB" if "peak_memory_gib" in summary else ""
     lines += [
         "",
@@ -165,9 +167,8 @@ def measure_test_split(model: LatentStack, pairs: list[Pair], n_eval: int) -> di
 
 
 def words_metrics(run: Path) -> dict[str, float]:
-    """What the first line of log.jsonl has of the bag-of-words passes."""
-    first = json.loads((run / "log.jsonl").read_text(encoding="utf-8").partition("\n")[0])
-    return {name: value for name, value in first.items() if name.startswith("words_")}
+    """What log.jsonl has of the bag-of-words passes."""
+    return {name: value for line in read_lines(run) for name, value in line.items() if name.startswith("words_")}
 
 
 # ------------------------------------------------------------------------------------------------ main
@@ -228,10 +229,15 @@ def main(argv: list[str] | None = None) -> None:
     # report
     if distributed.main:
         title = f"Latent stack on {config.dataset}: target given the prefix"
-        plot_loss(run, title, "linear", [("validation, mismatched idea (control)", "val_loss_shuffled")])
         summary = {"n_params": model.n_params(), **summary, **last_metrics(run), **words_metrics(run)}
         summary |= {"device": device.why, "torch": torch.__version__}
-        summary |= measure_test_split(model, pairs["test"], config.n_eval)
+        write_json(run / "summary.json", summary)  # it is finished, whatever an evaluation comes to
+        missing = {}
+        with measuring("the curve", {}):
+            plot_loss(run, title, "linear", [("validation, mismatched idea (control)", "val_loss_shuffled")])
+        with measuring("ROUGE", missing):
+            summary |= measure_test_split(model, pairs["test"], config.n_eval)
+        summary |= {"not_measured": missing} if missing else {}
         summary["minutes"] = round((time.perf_counter() - began) / 60, 2)  # from the first line of this function
         write_json(run / "summary.json", summary)
         say("\n" + report(summary, run))

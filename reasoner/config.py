@@ -50,7 +50,7 @@ class ReasonerConfig(LoopConfig):
     tokenizer: str = opt("bpe:4096", "gsm8k, text: gpt2 (tiktoken) or bpe:N, trained on the training split")
     block_size: int = opt(256, "longest row in tokens, prompt and chain", low=8)
 
-    n_layer: int = opt(18, "Transformer blocks of the Reasoner", low=1, group="model")
+    n_layer: int = opt(18, "Transformer blocks of the Reasoner", low=1, below=1000, group="model")
     n_head: int = opt(16, "attention heads", low=1)
     n_embd: int = opt(384, "width C of the residual stream and of the latents", low=2)
     n_hidden: int = opt(1536, "width of the gated feed-forward layers", low=1)
@@ -63,7 +63,9 @@ class ReasonerConfig(LoopConfig):
         "mono: all tokens in one pass; dual: encoder, and a decoder that goes token by token",
         ("mono", "dual"),
     )
-    talker_layer: int = opt(4, "Transformer blocks of the Talker (dual: of its encoder and of its decoder)", low=1)
+    talker_layer: int = opt(
+        4, "Transformer blocks of the Talker (dual: of its encoder and of its decoder)", low=1, below=1000
+    )
     thoughts: int = opt(3, "coconut: continuous thoughts between the prompt and the answer", low=0)
 
     pretrain_on: str = opt(

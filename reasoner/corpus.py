@@ -31,12 +31,14 @@ def read_passages(path: Path) -> Iterator[str]:
             yield row["text"]
         return
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:  # with or without a byte-order mark
             for is_empty, lines in groupby(file, key=lambda line: not line.strip()):
                 if not is_empty:
                     yield "".join(lines).strip()
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason})") from None
+    except OSError as error:
+        raise UserError(f"{path}: {(error.strerror or str(error)).lower()}") from None
 
 
 def stream_hub(seed: int) -> Iterator[str]:
@@ -98,7 +100,7 @@ def passages(split: str, config: ReasonerConfig) -> Passages:
     n = config.n_train if split == "train" else config.n_eval
     if not config.data_dir:
         return Passages(split, n, config.seed)
-    paths = sorted(p for p in Path(config.data_dir).glob("*") if p.suffix in (".txt", ".jsonl"))
+    paths = sorted(p for p in Path(config.data_dir).glob("*") if p.suffix in (".txt", ".jsonl") and p.exists())
     if not paths:
         raise UserError(f"{config.data_dir}: holds no .txt and no .jsonl file")
     files = tuple((str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in paths)

@@ -9,7 +9,15 @@ from pathlib import Path
 
 import torch
 
-from common.checkpoint import clear_run, load_checkpoint, read_config, weights_hash, write_json
+from common.checkpoint import (
+    clear_run,
+    is_started,
+    load_checkpoint,
+    lock_run,
+    read_config,
+    weights_hash,
+    write_json,
+)
 from common.options import UserError, resumed
 from reasoner.baselines import Coupled
 from reasoner.config import PHASES, ReasonerConfig
@@ -95,13 +103,13 @@ def outdated_phases(config: ReasonerConfig) -> list[str]:
     """The trained phases in --run that this command would make outdated: its own, and all that come after it."""
     first = phases_of(config)[0]
     later = PHASES[PHASES.index(first) :] if first in PHASES else PHASES
-    return [name for name in (*later, "coupled") if (Path(config.run) / name / "state.pt").is_file()]
+    return [name for name in (*later, "coupled") if is_started(Path(config.run) / name)]
 
 
 def open_whole_run(config: ReasonerConfig, given: frozenset) -> ReasonerConfig:
     """The configuration of the whole run: the command line's, or under --resume the saved one with it on top."""
     run = Path(config.run)
-    if (run / "state.pt").is_file():
+    if is_started(run):
         raise UserError(f"--run {run} is the folder of a single phase; the run's own is {run.parent}")
     if config.resume:
         if not (run / "config.json").is_file():
@@ -114,6 +122,11 @@ def open_whole_run(config: ReasonerConfig, given: frozenset) -> ReasonerConfig:
             f"{run} already holds a run ({', '.join(outdated)}); --resume continues it, --overwrite starts afresh, "
             "--run NAME is another"
         )
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        lock_run(run)
+    except OSError as error:
+        raise UserError(f"--run {run}: cannot write there ({error.strerror})") from None
     return config
 
 
@@ -125,10 +138,6 @@ def clear_whole_run(config: ReasonerConfig) -> None:
     run, outdated = Path(config.run), outdated_phases(config)
     if outdated:
         clear_run(run, checkpoints=outdated)
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--run {run}: cannot write there ({error.strerror})") from None
     write_json(run / "config.json", asdict(config))
 
 

@@ -17,9 +17,10 @@ from pathlib import Path
 import torch
 
 from common.batching import length_bucketed, make_batches
-from common.checkpoint import clear_run, open_run, read_config, read_json, weights_hash, write_json
+from common.checkpoint import clear_run, is_started, open_run, read_config, read_json, weights_hash, write_json
 from common.device import Device, Distributed, resolve_device
-from common.loop import fit, last_metrics, mean_metrics
+from common.log import last_metrics, measuring
+from common.loop import fit, mean_metrics
 from common.options import UserError, parse, run_main
 from common.plots import plot_loss
 from common.tokenizers import Tokenizer
@@ -82,7 +83,7 @@ def open_phase(phase: str, whole: ReasonerConfig, earlier: Path | None) -> Reaso
     config = phase_config(whole, phase)
     run = Path(config.run)
     config.init_sha = weights_hash(earlier) if earlier else ""
-    config.resume = whole.resume and (run / "state.pt").is_file()
+    config.resume = whole.resume and is_started(run)
     config.overwrite = not config.resume
     if not config.resume:
         return open_run(config)
@@ -186,8 +187,9 @@ def run_phase(phase: str, whole: ReasonerConfig, splits: dict, device: Device, d
     if distributed.main:
         summary |= last_metrics(config.run, ("token_loss", "jepa_loss"))
         summary = {"n_params": model.n_params(), **summary, "device": device.why, "torch": torch.__version__}
-        plot_loss(config.run, f"{phase}: {config.dataset}")
         write_json(Path(config.run) / "summary.json", summary)
+        with measuring("the curve", {}):
+            plot_loss(config.run, f"{phase}: {config.dataset}")
     distributed.wait()  # the next phase reads what this one wrote
     return summary
 
@@ -202,10 +204,11 @@ def report(config: ReasonerConfig, summaries: dict[str, dict], test: list, devic
         path = run / phase / "summary.json"
         if phase not in summaries and path.is_file():
             summaries[phase] = read_json(path)
-    accuracy, ci95, _ = chain_accuracy(load_run(run, device.device), test)
-    name = MEASURED[config.dataset]
+    name, accuracy, ci95, missing = MEASURED[config.dataset], None, None, {}
     print(f"\ntest split, never seen: {len(test):,} examples, chains free-running")
-    print(f"  {name.replace('_', ' '):<22}{percent(accuracy, ci95)}")
+    with measuring(name, missing):
+        accuracy, ci95, _ = chain_accuracy(load_run(run, device.device), test)
+        print(f"  {name.replace('_', ' '):<22}{percent(accuracy, ci95)}")
     summary = {
         "n_params": sum(s["n_params"] for phase, s in summaries.items() if phase != "pretrain"),
         "steps": sum(s["steps"] for s in summaries.values()),
@@ -213,6 +216,7 @@ def report(config: ReasonerConfig, summaries: dict[str, dict], test: list, devic
         "n": len(test),
         name: accuracy,
         f"{name}_ci95": ci95,
+        **({"not_measured": missing} if missing else {}),
         "phases": {phase: summaries[phase] for phase in (*PHASES, "coupled") if phase in summaries},
     }
     write_json(run / "summary.json", summary)

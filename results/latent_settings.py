@@ -19,7 +19,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from common.checkpoint import read_json, write_json
+from common.checkpoint import is_started, read_json, write_json
 from common.device import resolve_device
 from common.options import UserError, run_main
 from common.stats import bootstrap_ratio, signed
@@ -53,7 +53,7 @@ def train(name: str, options: str, args) -> Path:
     folder = folder_of(args.out, slug(name), PRESETS["quick"].values, BASE, args.data_dir, options, args.options)
     words = [*shlex.split(f"{BASE} {options} {args.options}"), "--run", str(folder)]
     words += ["--data-dir", args.data_dir] if args.data_dir else []
-    words += ["--resume"] if (folder / "state.pt").is_file() else ["--overwrite"]
+    words += ["--resume"] if is_started(folder) else ["--overwrite"]
     train_once(folder / "summary.json", "latent_stack.train", words)
     return folder
 

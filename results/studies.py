@@ -25,7 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common.batching import length_bucketed
 from common.checkpoint import read_json, write_json
 from common.device import Device, resolve_device
-from common.loop import mean_metrics, read_log
+from common.log import read_log
+from common.loop import mean_metrics
 from common.options import run_main
 from common.sources import Example, same_answer
 from common.stats import wilson

@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from common.checkpoint import read_json
+from common.checkpoint import is_started, read_json
 from common.options import UserError, parse
 from common.sources import Example
 from config import PRESETS, Config
@@ -185,7 +185,7 @@ def train(options: str, seed: int, args) -> None:
     if is_trained(folder, config):
         return
     folder.mkdir(parents=True, exist_ok=True)
-    interrupted = (folder / "state.pt").is_file() and not (folder / "summary.json").is_file()
+    interrupted = is_started(folder) and not (folder / "summary.json").is_file()
     words += ["--resume" if interrupted else "--overwrite"]
     print("python train.py", shlex.join(words), flush=True)
     environment = os.environ | {"OMP_NUM_THREADS": str(max(1, os.cpu_count() // args.jobs))}

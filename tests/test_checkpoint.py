@@ -1,17 +1,33 @@
 """common/checkpoint.py: files that are whole or not there, a run's folder, checkpoints that load from it alone."""
 
+import contextlib
 import errno
 import json
 import os
+import shutil
+import subprocess
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import same, weights
+from helpers import ROOT, same, weights
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny import ANSWERS, QUESTIONS, tiny_model
 
-from common.checkpoint import atomic, clear_run, open_run, read_config, read_json, save_model, weights_hash, write_json
+from common.checkpoint import (
+    atomic,
+    clear_run,
+    open_run,
+    read_config,
+    read_json,
+    read_weights,
+    save_model,
+    weights_hash,
+    write_json,
+)
 from common.options import LoopConfig, UserError, internal
 from config import Config
 from model import NanoJEPA, load_run
@@ -200,6 +216,40 @@ def test_a_configuration_of_another_system_or_another_version_is_refused(tmp_pat
         read_config(tmp_path, Config, how)
 
 
+WRONG = {"n_layer": ("6", 0, 1.5, None, True, 10**9), "lr": ("x", -1, [1]), "mask": ("jeepa", 3), "resume": (1,)}
+
+
+@pytest.mark.parametrize("name, value", [(name, value) for name, values in WRONG.items() for value in values])
+def test_a_configuration_of_wrong_types_or_out_of_range_is_refused(tmp_path, name, value):
+    """A layer count of 10^9 was allocated until the memory was full."""
+    write_json(tmp_path / "config.json", vars(Config()) | {name: value})
+    with pytest.raises(UserError, match=f"config.json: {name} is .* and must be "):
+        read_config(tmp_path, Config, "", needed=("config.json",))
+
+
+def test_what_is_no_configuration_at_all_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text("[1, 2]")
+    with pytest.raises(UserError, match="holds no configuration"):
+        read_config(tmp_path, Config, "", needed=("config.json",))
+
+
+def test_a_run_has_one_writer_and_a_killed_one_leaves_no_lock_and_no_half_files(tmp_path):
+    """Two trainings in one folder ended well, with files of both."""
+    holding = "import sys, time, pathlib, common.checkpoint as c; c.lock_run(pathlib.Path(sys.argv[1])); "
+    holding += "print(flush=True); time.sleep(60)"
+    words = [sys.executable, "-c", holding, str(tmp_path)]
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(UserError, match="is being written by another training"):
+            open_run(Config(run=str(tmp_path)))
+        other.kill()
+    (tmp_path / "best").mkdir()
+    for name in ("state.pt.123.tmp", "best/model.safetensors.7.tmp", "mine.tmp"):
+        (tmp_path / name).touch()
+    open_run(Config(run=str(tmp_path)))
+    assert names(tmp_path) == {".lock", "best", "mine.tmp", "log.jsonl"}
+
+
 # ---------------------------------------------------------------------------------------- checkpoints
 
 
@@ -238,7 +288,34 @@ def test_a_missing_foreign_misshapen_or_damaged_checkpoint_is_refused_in_one_lin
     with pytest.raises(UserError, match="'reasoner', not of nanojepa"):
         load_run(tmp_path / "system")
     (tmp_path / "model.safetensors").write_bytes(b"damaged")
-    with pytest.raises(UserError, match="does not fit"):
+    with pytest.raises(UserError, match="damaged"):
+        load_run(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    model = tiny_model()
+    save_model(model, model.config, tmp_path_factory.mktemp("saved"))
+    return tmp_path_factory.getbasetemp() / "saved0"
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.floats(0, 1, exclude_max=True), st.integers(1, 255))
+def test_no_flipped_byte_of_the_weights_goes_unnoticed(saved, where, mask):
+    """Half a mantissa is a number, too: the model answered with it."""
+    data = bytearray((saved / "model.safetensors").read_bytes())
+    data[int(where * len(data))] ^= mask
+    (saved / "flipped.safetensors").write_bytes(data)
+    with contextlib.suppress(UserError):
+        found = read_weights(saved / "flipped.safetensors", "cpu")
+        assert same(found, weights(saved)), "unnoticed"
+
+
+def test_a_configuration_that_asks_for_more_than_there_is_allocates_nothing(saved, tmp_path):
+    for name in ("model.safetensors", "tokenizer.json"):
+        shutil.copy(saved / name, tmp_path)
+    write_json(tmp_path / "config.json", read_json(saved / "config.json") | {"n_embd": 2**20, "vocab_size": 2**30})
+    with pytest.raises(UserError, match="does not fit config.json"):
         load_run(tmp_path)
 
 

@@ -16,7 +16,7 @@ import eval_alignment
 import evaluate_accuracy
 import main
 from common.checkpoint import read_json
-from common.loop import read_log
+from common.log import read_log
 from common.options import UserError
 from common.plots import BLUE, ORANGE
 from common.sources import Example

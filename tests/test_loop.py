@@ -1,81 +1,18 @@
 """common/loop.py: the loop that all systems share, with a model of a few numbers."""
 
 import math
-import os
-import signal
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn as nn
 from helpers import same, weights
-from torch import Tensor
+from loop_tiny import STEPS, Line, Numbers, batches, logged, toy_config, trained
 
-from common.batching import BatchMixin
 from common.checkpoint import read_json
 from common.device import resolve_device
-from common.loop import (
-    Stopwatch,
-    append_log,
-    fit,
-    last_metrics,
-    learning_rate,
-    mean_metrics,
-    read_log,
-)
+from common.log import append_log, last_metrics, read_log
+from common.loop import Stopwatch, fit, learning_rate, mean_metrics
 from common.options import LoopConfig, UserError
-
-STEPS = 6  # of an epoch
-
-
-@dataclass
-class Numbers(BatchMixin):
-    x: Tensor  # (B, 4)
-    size: int  # B of the whole step
-
-    @property
-    def n_tokens(self) -> int:
-        return len(self.x)
-
-
-class Line(nn.Module):
-    """What `fit` asks of a model and nothing else: parameters, and model(batch) -> (loss, metrics)."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.dropout, self.linear = nn.Dropout(0.2), nn.Linear(4, 4)
-
-    def forward(self, batch: Numbers):
-        loss = (self.linear(self.dropout(batch.x)) - 1).square().mean(1).sum() / batch.size
-        return loss, {"loss": loss.detach(), "rows": torch.tensor(float(len(batch.x)))}
-
-
-def batches(epoch: int, k: int, grad_accum: int = 1):
-    """The micro-batches of a step."""
-    x = torch.randn(8, 4, generator=torch.Generator().manual_seed(100 * epoch + k))
-    return [Numbers(part, 8) for part in x.chunk(grad_accum)]
-
-
-def toy_config(run: Path, **changes) -> LoopConfig:
-    run.mkdir(exist_ok=True)
-    (run / "log.jsonl").touch()
-    values = dict(run=str(run), epochs=3, lr=0.1, warmup_steps=2, log_every=2, device="cpu")
-    return LoopConfig(**values | changes)
-
-
-def trained(run: Path, make=batches, **changes) -> dict:
-    """Line, fitted; options of `fit` among the changes -> its summary."""
-    named = {key: changes.pop(key) for key in ("validate", "after_step", "progress") if key in changes}
-    return fit(Line(), STEPS, make, toy_config(run, **changes), **named)
-
-
-def logged(run: Path) -> tuple[list[dict], list[dict]]:
-    """The log without what clocks measure."""
-    clocks = ("seconds", "tokens_per_second")
-    return tuple([{k: v for k, v in row.items() if k not in clocks} for row in rows] for rows in read_log(run))
-
 
 # -------------------------------------------------------------------------------------------- schedule
 
@@ -193,85 +130,42 @@ def test_what_a_person_watches_is_printed_under_short_names(tmp_path, capsys):
     assert "epoch 1, validation: points 2.0000" in capsys.readouterr().err
 
 
-# -------------------------------------------------------------------------------- interruption and resume
-
-
-def interrupted_by(error, at: int):
-    """Batches that end in an exception, or send this process a signal, when those of step `at` are asked for."""
-
-    def make(epoch, k):
-        if STEPS * epoch + k == at:
-            if isinstance(error, int):
-                os.kill(os.getpid(), error)
-            else:
-                raise error
-        return batches(epoch, k)
-
-    return make
-
-
-class Killed(BaseException):
-    """Nothing in the loop may catch it, as nothing can catch SIGKILL."""
-
-
-@pytest.mark.parametrize("save_every", (1, 4, 5))
-def test_a_killed_and_resumed_run_equals_an_unbroken_one_bit_for_bit(tmp_path, save_every):
-    trained(tmp_path / "whole", save_every=save_every)
-    with pytest.raises(Killed):
-        trained(tmp_path / "broken", interrupted_by(Killed(), 9), save_every=save_every)
-    step = torch.load(tmp_path / "broken" / "state.pt", weights_only=True)["step"]
-    assert 6 <= step <= 9, "the checkpoint is older than the kill"
-    trained(tmp_path / "broken", save_every=save_every, resume=True)
-    assert same(weights(tmp_path / "whole"), weights(tmp_path / "broken"))
-
-
-def test_what_was_logged_after_the_checkpoint_is_logged_once(tmp_path):
-    trained(tmp_path / "whole")
-    with pytest.raises(Killed):
-        trained(tmp_path / "broken", interrupted_by(Killed(), 9))
-    assert read_log(tmp_path / "broken")[0][-1]["step"] == 8, "nothing was logged after the checkpoint"
-    trained(tmp_path / "broken", resume=True)
-    assert logged(tmp_path / "broken") == logged(tmp_path / "whole")
-
-
-def test_resume_keeps_the_lowest_validation_loss(tmp_path):
-    losses = iter((1.0, 2.0, 3.0))
-    with pytest.raises(Killed):
-        trained(tmp_path / "run", interrupted_by(Killed(), 9), validate=lambda model: {"loss": next(losses)})
-    best = weights(tmp_path / "run" / "best")
-    trained(tmp_path / "run", validate=lambda model: {"loss": next(losses)}, resume=True)
-    assert same(weights(tmp_path / "run" / "best"), best)
-
-
-@pytest.mark.parametrize("number", (signal.SIGINT, signal.SIGTERM))
-def test_a_signal_ends_the_step_in_progress_and_leaves_a_checkpoint(tmp_path, number, capsys):
-    before = signal.getsignal(number)
-    with pytest.raises(SystemExit) as stop:
-        trained(tmp_path / "run", interrupted_by(number, 8))
-    assert stop.value.code == 128 + number and signal.getsignal(number) is before
-    message = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "interrupted at step 9 of 18; continue with: python " in message
-    assert f"--run {tmp_path / 'run'} --resume" in message
-    trained(tmp_path / "run", resume=True)
-    trained(tmp_path / "whole")
-    assert same(weights(tmp_path / "whole"), weights(tmp_path / "run"))
+# -------------------------------------------------------------------------------------------- divergence
 
 
 def test_a_loss_that_is_not_finite_stops_before_it_is_saved(tmp_path):
-    with pytest.raises(UserError, match="the loss is .* at step 8; lower --lr .*last checkpoint is intact"):
-        trained(tmp_path / "run", lambda e, k: [Numbers(b.x * (math.inf if e else 1), 8) for b in batches(e, k)])
-    assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["step"] == STEPS
+    """NaN weights were saved at a step that logs nothing, as the last checkpoint that was "intact"."""
+
+    def make(epoch, k):
+        return [Numbers(b.x * (math.inf if (epoch, k) == (1, 2) else 1), 8) for b in batches(epoch, k)]
+
+    with pytest.raises(UserError, match="is nan at step 9, batch 3 of epoch 2, kept in .*state.pt is of step 8"):
+        trained(tmp_path / "run", make, save_every=1, log_every=100)
+    assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["step"] == 8
+    assert not [row for rows in read_log(tmp_path / "run") for row in rows if not math.isfinite(row.get("loss", 0))]
+    kept = torch.load(tmp_path / "run" / "not_finite.pt", weights_only=True)
+    assert kept["step"] == 8 and kept["batches"][0]["x"].isinf().any()
+    assert kept["model"].keys() == Line().state_dict().keys()
 
 
-def test_a_damaged_checkpoint_or_other_data_is_refused(tmp_path):
-    trained(tmp_path / "run", epochs=1)
-    with pytest.raises(UserError, match="data has changed: 7 steps an epoch, not 6"):
-        fit(Line(), 7, batches, toy_config(tmp_path / "run", resume=True))
-    state = (tmp_path / "run" / "state.pt").read_bytes()
-    for damaged in (state[: len(state) // 2], b"", b"nonsense"):
-        (tmp_path / "run" / "state.pt").write_bytes(damaged)
-        with pytest.raises(UserError, match="state.pt is damaged .*--overwrite"):
-            trained(tmp_path / "run", resume=True)
+def test_a_gradient_that_is_not_finite_stops_before_it_is_saved_even_without_clipping(tmp_path):
+    class Steep(Line):
+        def forward(self, batch):
+            loss, metrics = super().forward(batch)
+            return loss + (self.linear.weight.sum() * 0).sqrt(), metrics  # its gradient is infinity times zero
+
+    with pytest.raises(UserError, match="gradient is nan at step 1, .*no checkpoint was written yet"):
+        fit(Steep(), STEPS, batches, toy_config(tmp_path / "run", save_every=1, grad_clip=0))
+    assert not (tmp_path / "run" / "state.pt").exists()
+
+
+def test_a_validation_that_is_not_finite_is_logged_as_null_and_not_kept(tmp_path):
+    """It became the checkpoint, its log line was no JSON, and the final evaluation died of it."""
+    losses = iter((1.0, math.nan))
+    with pytest.raises(UserError, match="the validation loss is nan at step 12; .*state.pt is of step 6"):
+        trained(tmp_path / "run", validate=lambda model: {"loss": next(losses)})
+    last = (tmp_path / "run" / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1]
+    assert last == '{"step": 12, "epoch": 2.0, "val_loss": null}'
 
 
 # --------------------------------------------------------------------------------------------- the log
