@@ -17,10 +17,11 @@ from common.sources import Example, same_answer
 
 PLACEHOLDERS, RESULTS = "αβγδεζηθικλμνξοπρστυφχψω", "abcdefghijklmnopqrstuvwxyz"
 NUMBER = r"\d+(?:,\d{3})*(?:\.\d+)?"  # as written: 1,200 or 2.50
-OPERAND = r"\d+\.?\d*|\.\d+"  # as calculated with
+OPERAND = r"\d+(?:\.\d*)?|\.\d+"  # as calculated with; read in one way only, so that a refusal takes linear time
 _WRITTEN = rf"(?<![\d.])\.\d+|{NUMBER}"
-# a number is read in one way only, unlike OPERAND's: a refusal must not take exponential time
-_TERM = rf"\(*(?:\d+(?:\.\d*)?|\.\d+|[a-z{PLACEHOLDERS}])\)*"
+_TERM = rf"\(*(?:{OPERAND}|[a-z{PLACEHOLDERS}])\)*"
+_STEP = re.compile(rf"{_TERM}(?:[-+*/]{_TERM})*")
+MAX_STEP = 200  # characters; GSM8K's longest has 59. `ast` and simpleeval recurse into a thousand terms
 OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 
 
@@ -30,8 +31,12 @@ def values_of(pattern: str, text: str) -> list[float]:
 
 
 def number_placeholders(question: str) -> tuple[str, dict[str, float]]:
-    """Question -> (the same with its numbers as Greek letters, {letter: number}); equal numbers share a letter."""
-    numbers = dict(zip(PLACEHOLDERS, dict.fromkeys(values_of(_WRITTEN, question)), strict=False))
+    """Question -> (the same with its numbers as Greek letters, {letter: number}); equal numbers share a letter.
+
+    A number too large for a float stays as it is.
+    """
+    values = (x for x in values_of(_WRITTEN, question) if math.isfinite(x))
+    numbers = dict(zip(PLACEHOLDERS, dict.fromkeys(values), strict=False))
     letter = {x: name for name, x in numbers.items()}
 
     def placeholder(match):
@@ -49,11 +54,18 @@ def calculate(expression: str, names: dict[str, float]) -> float:
     return SimpleEval(operators=OPERATORS, functions={}, names=names).eval(as_floats)
 
 
+def is_step(text: str) -> bool:
+    """Could a text be one step of a program, but for its parentheses?"""
+    return len(text) <= MAX_STEP and _STEP.fullmatch(text) is not None
+
+
 def normal_form(program: str) -> str:
     """A program with the operands of its sums and products in one order: 'β+α' -> 'α+β', 'α-(γ+β)' -> 'α-β-γ'."""
+    if not all(map(is_step, program.split(","))):
+        return program
     try:
         return ",".join(_normal(ast.parse(step, mode="eval").body) for step in program.split(","))
-    except (SyntaxError, ValueError, RecursionError):  # no program
+    except SyntaxError:  # an open parenthesis
         return program
 
 
@@ -91,10 +103,10 @@ def value_of(program: str, numbers: dict[str, float]) -> float:
     known, value = dict(numbers), math.nan
     try:
         for step, name in zip(program.split(","), RESULTS, strict=False):
-            if not re.fullmatch(rf"{_TERM}(?:[-+*/]{_TERM})*", step):
+            if not is_step(step):
                 return math.nan
             known[name] = value = calculate(step, known)
-    except Exception:  # a letter that stands for nothing, a division by zero, an open or a thousand parentheses
+    except Exception:  # a letter that stands for nothing, a division by zero, an open parenthesis
         return math.nan
     return value
 
@@ -119,6 +131,11 @@ def function_of(program: str) -> str:
     return f"{value:.9g}" if math.isfinite(value) else program
 
 
+def _named(number: str, percent: str, letter: dict[float, str]) -> str:
+    name = letter.get(float(number), number)
+    return f"({name}/100)" if percent else name
+
+
 def program_of(example: Example) -> str | None:
     """An annotated solution as a program, '<<48/2=24>> … <<48+24=72>>' -> 'α/2,α+a'.
 
@@ -133,8 +150,7 @@ def program_of(example: Example) -> str | None:
         if re.search(r"[-+*/]", left):  # "<<55=55>>" is no step
             if len(steps) == len(RESULTS):
                 return None
-            step = re.sub(OPERAND, lambda m, letter=letter: letter.get(float(m[0]), m[0]), left)
-            steps.append(re.sub(rf"({OPERAND}|[a-z{PLACEHOLDERS}])%", r"(\1/100)", step))
+            steps.append(re.sub(rf"({OPERAND})(%?)", lambda m, letter=letter: _named(*m.groups(), letter), left))
             letter[float(right.replace(",", ""))] = RESULTS[len(steps) - 1]
     text = normal_form(",".join(steps))
     return text if same_answer(compute(text, numbers), example.answer) else None

@@ -7,11 +7,13 @@ An example is a question and its final answer; `solution` is the worked solution
     solution  "… she sold 48/2 = <<48/2=24>>24 clips in May. … #### 72"
 """
 
+import codecs
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ import numpy as np
 from common.options import UserError
 
 N_VAL = 500  # most training questions that are set aside for validation; GSM8K's number
+MAX_CHARS = 50_000  # of a text; no context here holds more, and a BPE trains in quadratic time on one endless word
 VAL_SEED = 0  # fixed: every run sets aside the same ones, whatever its --seed
 
 
@@ -35,40 +38,61 @@ class Example:
 
 # -------------------------------------------------------------------------------------------- answers
 
-_NUMBER = re.compile(r"([+-]?)[$€£]?\s?([+-]?)(\d[\d,]*(?:\.\d+)?|\.\d+)")
+_NUMBER = re.compile(r"[-+]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d{1,2})?")
+_MINUS = str.maketrans(dict.fromkeys("−–‐‑‒﹣－", "-"))  # what people and their keyboards write for it
+_SCALE = re.compile(r"[\s-]?(?:k|hundred|thousand|million|billion|trillion|dozen)\b", re.I)
+
+
+def canonical(text: str) -> str | None:
+    """A number as it is written in one way only: '+1,007.50' -> '1007.5', '-0' -> '0', '1e3' -> '1000'; else None."""
+    text = text.strip().translate(_MINUS)
+    if not _NUMBER.fullmatch(text):
+        return None
+    whole, point, decimals = format(Decimal(text.replace(",", "")), "f").partition(".")
+    number = f"{whole}{point}{decimals}".rstrip("0").rstrip(".") if point else whole
+    return "0" if number == "-0" else number
 
 
 def parse_answer(text: str) -> str | None:
-    """The final answer after `####`, without thousands separators: '… #### 1,234' -> '1234'; None if there is none.
+    """The final answer after `####`, a canonical number: '… #### $1,234.50 a day' -> '1234.5'; None if there is none.
 
-    Signs and decimals are kept; a leading currency sign and a trailing unit, percent sign or full stop are not.
+    Its line may hold words, a currency sign, a unit or a percent sign beside the number. What could be read as another
+    number than is meant is no answer: 1/2, 3:30, --5, 5 or 6, 2 million.
     """
     _, mark, tail = text.rpartition("####")
-    found = _NUMBER.search(tail.replace("−", "-").partition("\n")[0]) if mark else None
-    return "".join(found.groups()).replace(",", "").replace("+", "") if found else None
+    line = tail.partition("\n")[0].translate(_MINUS)
+    digits = [i for i, c in enumerate(line) if c.isnumeric()]  # ½ and ² are some, too
+    if not mark or not digits:
+        return None
+    first, end = digits[0], digits[-1] + 1
+    first -= line[:first].endswith(".")
+    before = re.split(r"[^\W_]", line[:first])  # at its letters
+    sign = re.sub(r"[\s:=~≈,\"'`*\[{($€£¥₹]", "", before[-1])
+    # "No.5", "x-5", "Answer - 5": part of a word, a sign, or a dash?
+    doubtful = len(before) > 1 and re.match(r"\Z|[-+]|\s*[-+]\s", before[-1])
+    if doubtful or sign not in ("", "+", "-") or _SCALE.match(line[end:]):
+        return None
+    return canonical(sign + line[first:end])
 
 
 def same_answer(a: str, b: str) -> bool:
     """Do two answers, parsed or generated, name the same number? '7' and '7.0' do."""
-    try:
-        return Decimal(a.replace(",", "")) == Decimal(b.replace(",", ""))
-    except InvalidOperation:
-        return a.strip() == b.strip()
+    return (canonical(a) or a.strip()) == (canonical(b) or b.strip())
 
 
 def solution_ops(text: str) -> str:
     """Operations of an annotated GSM8K solution, in order: 'he has <<48/2=24>>24 …' -> '/'."""
-    return "".join(op for calc in re.findall(r"<<([^=>]*)=", text) for op in re.findall(r"(?<=[\d.)%])[-+*/]", calc))
+    return "".join(op for calc in re.findall(r"<<([^<=>]*)=", text) for op in re.findall(r"(?<=[\d.)%])[-+*/]", calc))
 
 
 def without_annotations(solution: str) -> str:
     """A worked solution in words: '48/2 = <<48/2=24>>24' -> '48/2 = 24'."""
-    return re.sub(r"<<[^>]*>>", "", solution)
+    return re.sub(r"<<[^<>]*>>", "", solution)
 
 
 def equations(example: Example) -> str:
     """GSM8K's annotations alone, '48/2=24, 48+24=72 #### 72'; all of a solution that has none, and is equations."""
-    found = re.findall(r"<<([^>]*)>>", example.solution)
+    found = re.findall(r"<<([^<>]*)>>", example.solution)
     if found or "\n" in example.solution:
         return f"{', '.join(found)} #### {example.answer}".strip()
     return example.solution
@@ -80,62 +104,87 @@ TEXT_KEYS = (("question", "answer"), ("input", "target"))  # of two texts
 
 
 def parse_lines(path: str | Path) -> Iterator[tuple[int, object]]:
-    """JSONL file -> (line number, parsed line) pairs; empty lines are passed over, a bad one is named."""
-    with open(path, "rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                try:
-                    yield number, json.loads(line.decode("utf-8"))
-                except UnicodeDecodeError as error:
-                    raise UserError(f"{path}:{number}: not UTF-8 text (byte {error.start} of the line)") from None
-                except json.JSONDecodeError as error:
-                    raise UserError(f"{path}:{number}: not valid JSON ({error.msg} at column {error.colno})") from None
+    """JSONL file -> (line number, parsed line) pairs; empty lines are passed over, a bad one is named.
+
+    Numbers become floats: Python refuses a whole number of thousands of digits, and others take quadratic time.
+    """
+    try:
+        with open(path, "rb") as lines:
+            for number, line in enumerate(lines, 1):
+                line = line.removeprefix(codecs.BOM_UTF8)
+                if line.strip():
+                    yield number, _parse_line(line, f"{path}:{number}")
+    except OSError as error:
+        raise unreadable(path, error) from None
 
 
-def _math_examples(rows: Iterable[tuple[int, object]], where: str | Path) -> list[Example]:
-    """(line number, row) pairs -> examples. Rows without an answer are counted and printed, never hidden."""
-    examples, skipped = [], []
+def unreadable(path: str | Path, error: OSError) -> UserError:
+    """What to raise where a file of --data-dir is missing, a folder, or closed to the user."""
+    why = (error.strerror or str(error)).lower()
+    return UserError(f"{path}: {why}; --data-dir must name a folder of files that you may read")
+
+
+def _parse_line(line: bytes, where: str) -> object:
+    try:
+        text = line.decode("utf-8")
+        row = json.loads(text, parse_int=float)
+        if re.search(r"\\u[dD][89a-fA-F]", text):
+            json.dumps(row, ensure_ascii=False).encode("utf-8")  # fails on a surrogate without its other half
+        return row
+    except UnicodeDecodeError as error:
+        why = f"not UTF-8 text (byte {error.start} of the line)"
+    except UnicodeEncodeError:
+        why = "half of a surrogate pair, \\ud800 to \\udfff, is no character"
+    except json.JSONDecodeError as error:
+        why = f"not valid JSON ({error.msg} at column {error.colno})"
+    except RecursionError:
+        why = "JSON that is nested too deeply"
+    raise UserError(f"{where}: {why}")
+
+
+def _examples(rows: Iterable[tuple[int, object]], where: str | Path, dataset: str = "gsm8k") -> list[Example]:
+    """(line number, row) pairs -> examples; under `pairs` the answer is all of the second text.
+
+    What is skipped is counted and printed, never hidden.
+    """
+    keys_of_texts = TEXT_KEYS if dataset == "pairs" else TEXT_KEYS[:1]
+    examples, too_long, no_number = [], [], []
     for line, row in rows:
-        if not (isinstance(row, dict) and isinstance(row.get("question"), str) and isinstance(row.get("answer"), str)):
-            raise UserError(f'{where}:{line}: needs the strings "question" and "answer"')
-        solution, answer = row["answer"].strip(), parse_answer(row["answer"])
-        if answer is None:
-            skipped.append(line)
-        else:
-            examples.append(Example(row["question"].strip(), answer, solution_ops(solution), solution))
-    if skipped:
-        shown = ", ".join(map(str, skipped[:5])) + (", …" if len(skipped) > 5 else "")
-        n = len(examples) + len(skipped)
-        print(f"{where}: skipped {len(skipped)} of {n} rows without a '#### number' answer (line {shown})")
-    if not examples:
-        raise UserError(f'{where}: no usable rows; each line must be {{"question": …, "answer": "… #### 42"}}')
-    return examples
-
-
-def _text_examples(rows: Iterable[tuple[int, object]], where: str | Path) -> list[Example]:
-    """The same of any two texts: the answer is all of the second one."""
-    examples = []
-    for line, row in rows:
-        keys = next(
-            (k for k in TEXT_KEYS if isinstance(row, dict) and all(isinstance(row.get(x), str) for x in k)), None
-        )
+        row = row if isinstance(row, dict) else {}
+        keys = next((keys for keys in keys_of_texts if all(isinstance(row.get(key), str) for key in keys)), None)
         if keys is None:
-            raise UserError(f'{where}:{line}: needs the strings "question" and "answer", or "input" and "target"')
-        examples.append(Example(*(row[key].strip() for key in keys)))
+            needed = ", or ".join(f'"{first}" and "{second}"' for first, second in keys_of_texts)
+            raise UserError(f"{where}:{line}: needs the strings {needed}")
+        question, text = (row[key].strip() for key in keys)
+        if max(len(question), len(text)) > MAX_CHARS:
+            too_long.append(line)
+        elif dataset == "pairs":
+            examples.append(Example(question, text))
+        elif (answer := parse_answer(text)) is None:
+            no_number.append(line)
+        else:
+            examples.append(Example(question, answer, solution_ops(text), text))
+    n = len(examples) + len(too_long) + len(no_number)
+    for skipped, why in (
+        (too_long, f"longer than {MAX_CHARS:,} characters"),
+        (no_number, "without one plain number as the answer after ####"),
+    ):
+        if skipped:
+            shown = ", ".join(map(str, skipped[:5])) + (", …" if len(skipped) > 5 else "")
+            print(f"{where}: skipped {len(skipped)} of {n} rows {why} (line {shown})")
     if not examples:
-        raise UserError(f"{where}: no rows")
+        answer = "…" if dataset == "pairs" else "… #### 42"
+        raise UserError(f'{where}: no usable rows; each line must be {{"question": …, "answer": "{answer}"}}')
     return examples
 
 
 def load_jsonl(path: str | Path, dataset: str = "gsm8k") -> list[Example]:
     """File in GSM8K's format, one {"question", "answer"} a line; under `pairs` the answer is any text."""
-    if not Path(path).is_file():
-        raise UserError(f"{path}: no such file; --data-dir is a folder with train.jsonl and test.jsonl")
-    return (_text_examples if dataset == "pairs" else _math_examples)(parse_lines(path), path)
+    return _examples(parse_lines(path), path, dataset)
 
 
-def download_gsm8k() -> tuple[list[Example], list[Example]]:
-    """(train, test) of openai/gsm8k (Cobbe et al. 2021, arXiv 2110.14168) from the Hugging Face Hub or its cache."""
+def download_gsm8k() -> dict[str, list[Example]]:
+    """{"train", "test"} of openai/gsm8k (Cobbe et al. 2021, arXiv 2110.14168), from the Hub or its cache."""
     from datasets import load_dataset  # optional: only the Hub needs it
 
     try:
@@ -145,28 +194,35 @@ def download_gsm8k() -> tuple[list[Example], list[Example]]:
             f"could not download openai/gsm8k from the Hub ({type(error).__name__}). Without a network: "
             "--data-dir DIR (a folder with train.jsonl and test.jsonl), or another --dataset"
         ) from error
-    return tuple(_math_examples(enumerate(found[split], 1), f"openai/gsm8k {split}") for split in ("train", "test"))
+    return {split: _examples(enumerate(found[split], 1), f"openai/gsm8k {split}") for split in ("train", "test")}
 
 
 def load_folder(data_dir: str, dataset: str = "gsm8k") -> dict[str, list[Example]]:
     """DIR -> {"train", "val", "test"}. Validation is DIR/val.jsonl, or always the same training questions."""
     files = {split: Path(data_dir) / f"{split}.jsonl" for split in ("train", "val", "test")}
-    if not files["val"].is_file():
-        return with_validation(*(load_jsonl(files[split], dataset) for split in ("train", "test")))
-    return {split: load_jsonl(path, dataset) for split, path in files.items()}
+    there = [split for split in files if split != "val" or os.path.exists(files[split])]
+    return with_validation({split: load_jsonl(files[split], dataset) for split in there}, data_dir)
 
 
 def load_gsm8k(data_dir: str = "") -> dict[str, list[Example]]:
     """{"train", "val", "test"} of a folder in GSM8K's format, or of the Hub."""
-    return load_folder(data_dir) if data_dir else with_validation(*download_gsm8k())
+    return load_folder(data_dir) if data_dir else with_validation(download_gsm8k(), "openai/gsm8k")
 
 
-def with_validation(train: list[Example], test: list[Example]) -> dict[str, list[Example]]:
-    """-> {"train", "val", "test"}: a tenth of the training examples, at most 500, is set aside for validation."""
-    order = np.random.default_rng(VAL_SEED).permutation(len(train))
-    n_val = min(N_VAL, -(-len(train) // 10))
-    return {
-        "train": [train[i] for i in sorted(order[n_val:])],
-        "val": [train[i] for i in sorted(order[:n_val])],
-        "test": test,
-    }
+def with_validation(found: dict[str, list[Example]], where: str) -> dict[str, list[Example]]:
+    """{"train", "test"} and perhaps "val" -> all three: without it, a tenth of the training examples, at most 500, is
+    set aside. Questions that training shares with the others stay, and are counted and printed."""
+    train, n = found["train"], len(found["train"])
+    if "val" not in found:
+        if n < 2:
+            raise UserError(f"{where}: one usable row to train on, and validation takes it; add rows, or val.jsonl")
+        order = np.random.default_rng(VAL_SEED).permutation(n)
+        n_val = min(N_VAL, -(-n // 10))
+        train, val = ([train[i] for i in sorted(part)] for part in (order[n_val:], order[:n_val]))
+        found = {"train": train, "val": val, "test": found["test"]}
+    trained = {e.question for e in train}
+    repeated = {name: sum(e.question in trained for e in found[name]) for name in ("val", "test")}
+    if any(repeated.values()):
+        counts = " and ".join(f"{k} of {len(found[name])} {name} questions" for name, k in repeated.items() if k)
+        print(f"{where}: WARNING: {counts} are in the training split, too; their accuracy is not that of new questions")
+    return found

@@ -10,7 +10,7 @@ from itertools import groupby, islice
 from pathlib import Path
 
 from common.options import UserError
-from common.sources import parse_lines
+from common.sources import parse_lines, unreadable
 from common.tokenizers import Tokenizer
 from reasoner.config import ReasonerConfig
 from reasoner.tasks import SPLIT_FRACTIONS, Example, split_of
@@ -38,7 +38,7 @@ def read_passages(path: Path) -> Iterator[str]:
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason})") from None
     except OSError as error:
-        raise UserError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+        raise unreadable(path, error) from None
 
 
 def stream_hub(seed: int) -> Iterator[str]:
@@ -100,10 +100,13 @@ def passages(split: str, config: ReasonerConfig) -> Passages:
     n = config.n_train if split == "train" else config.n_eval
     if not config.data_dir:
         return Passages(split, n, config.seed)
-    paths = sorted(p for p in Path(config.data_dir).glob("*") if p.suffix in (".txt", ".jsonl") and p.exists())
+    paths = sorted(p for p in Path(config.data_dir).glob("*") if p.suffix in (".txt", ".jsonl"))
     if not paths:
         raise UserError(f"{config.data_dir}: holds no .txt and no .jsonl file")
-    files = tuple((str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in paths)
+    try:
+        files = tuple((str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in paths)
+    except OSError as error:  # a link to nowhere
+        raise unreadable(error.filename, error) from None
     return Passages(split, n, config.seed, files)
 
 
