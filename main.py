@@ -16,7 +16,6 @@ Shapes: A candidate answers, C width.
 import html
 import math
 import os
-import socket
 import sys
 from dataclasses import dataclass, replace
 from itertools import zip_longest
@@ -27,6 +26,7 @@ from common.checkpoint import read_json
 from common.device import resolve_device
 from common.known_world import KnownWorld
 from common.options import UserError, opt, parse, run_main
+from common.serving import launch
 from common.sources import Example, same_answer
 from data import load_splits
 from evaluate_accuracy import (
@@ -43,6 +43,7 @@ from model import NanoJEPA, load_run
 
 TOP = 5  # candidates shown
 N_EXAMPLES = 6  # questions of the test split on the page
+CHARACTERS = 64  # a token at most on average: a longer question is refused before it is read
 MARGIN = 0.05  # cos_own - cos_other on the test split below which a cosine distinguishes no answer from another
 
 
@@ -126,8 +127,16 @@ def doubt_of(model: NanoJEPA, knowledge: Knowledge, question: str, found: ReadOu
     return ""
 
 
+def max_characters(model: NanoJEPA) -> int:
+    """Of the longest question that is read at all."""
+    return CHARACTERS * model.config.block_size
+
+
 def think(model: NanoJEPA, knowledge: Knowledge, question: str | None) -> Thought:
     """One question -> Thought. Deterministic; the answer has at most `config.max_new_tokens` tokens."""
+    if len(question or "") > max_characters(model):
+        size = f"{len(question):,} characters, and the model reads {max_characters(model):,} at most"
+        return Thought(message=f"This question is too long: {size}. Shorten it.")
     question = (question or "").encode("utf-8", "replace").decode().strip()  # half an emoji is no text for a tokenizer
     if not question:
         return Thought(message="There is no question yet. Type one, or choose an example.")
@@ -171,7 +180,7 @@ def worth_of_cosines(model: NanoJEPA, summary: dict) -> str:
             "In training [PRED] saw the answer it predicts; here there is none to see, so neither the answer nor the "
             "cosines mean much."
         )
-    if "cos_own" not in summary:
+    if summary.get("cos_own") is None:
         return (
             "This run's cosines were never measured against another answer's; they mean as much as they stand above "
             "the control in the table."
@@ -192,7 +201,7 @@ def summary_of(run: str | Path) -> dict:
 def describe(model: NanoJEPA, run: str | Path, world: KnownWorld | None = None) -> str:
     """Markdown: which run answers, what it was trained on, how well it did on the test split, what its cosines mean."""
     config, summary = model.config, summary_of(run)
-    data = config.data_dir or "GSM8K"
+    data = Path(config.data_dir).name or "GSM8K"  # where it lies on this machine is nobody's business
     if config.dataset == "wordproblems":
         data = f"word problems, level {config.difficulty}"
     how = "From a question the model predicts the latent of an answer it cannot see, then puts it into words."
@@ -200,7 +209,7 @@ def describe(model: NanoJEPA, run: str | Path, world: KnownWorld | None = None) 
         how = "An ordinary language model, the baseline: it writes the answer token by token after the question."
 
     lines = [how, "", f"**{run}** · {data} · {model.n_params() / 1e6:.2f}M parameters · mask {config.mask}"]
-    if "exact_match" in summary:
+    if summary.get("exact_match") is not None:
         lines.append(
             f"On its test split {summary['exact_match']:.1%} of the answers are correct; "
             f"always giving the majority training answer: {summary['constant_from_train']:.1%}."
@@ -292,7 +301,13 @@ def build(model: NanoJEPA, knowledge: Knowledge, about: str) -> Any:
         gr.Markdown(about, elem_id="about")
         with gr.Row():
             with gr.Column(min_width=320):
-                question = gr.Textbox(label="Question", placeholder="Ask one question", max_lines=8, autofocus=True)
+                question = gr.Textbox(
+                    label="Question",
+                    placeholder="Ask one question",
+                    max_lines=8,
+                    max_length=max_characters(model),
+                    autofocus=True,
+                )
                 button = gr.Button("Ask", variant="primary")
                 with gr.Column(elem_id="examples"):
                     if knowledge.examples:
@@ -336,35 +351,6 @@ def answer_in_terminal(model: NanoJEPA, knowledge: Knowledge, text: str) -> None
         print("I do not know" if thought.doubt else thought.answer, flush=True)
 
 
-def launch(page: Any, host: str, port: int) -> str:
-    """Serve a gr.Blocks, to this machine and without any outside help, in threads of its own -> its address."""
-    import gradio as gr  # after `build`, which switches its analytics off
-
-    theme = gr.themes.Default(primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["monospace"])
-    theme.set(button_primary_background_fill="*primary_600", button_primary_background_fill_hover="*primary_700")
-    os.environ["NO_PROXY"] = os.environ["no_proxy"] = "*"  # gradio calls its own server when it starts
-    try:
-        with socket.socket() as probe:  # gradio's own message on a wrong address or a taken port is less clear
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
-        _, url, _ = page.launch(
-            server_name=host,
-            server_port=port or None,
-            share=False,
-            ssr_mode=False,
-            run_history=False,
-            enable_monitoring=False,
-            footer_links=[],
-            quiet=True,
-            prevent_thread_lock=True,
-            theme=theme,
-            css=CSS,
-        )
-    except (OSError, OverflowError) as error:
-        raise UserError(f"cannot listen on --host {host} --port {port}: {error}") from None
-    return url
-
-
 def main(argv: list[str] | None = None) -> None:
     config, _ = parse(DemoConfig, {}, __doc__.split("\n\n")[0], argv)
     os.environ["HF_DATASETS_OFFLINE"] = "1"  # GSM8K from the local cache or --data-dir; the demo downloads no data
@@ -374,7 +360,8 @@ def main(argv: list[str] | None = None) -> None:
         answer_in_terminal(model, knowledge, config.ask)
         return
     page = build(model, knowledge, describe(model, config.run, knowledge.world))
-    url = launch(page, config.host, config.port)
+    max_bytes = 4096 + 12 * max_characters(model)  # JSON spells a character in 12 bytes at most
+    url = launch(page, config.host, config.port, CSS, max_bytes)
     print(f"{config.run} answers at {url} (Ctrl-C ends it)", flush=True)
     page.block_thread()
 

@@ -2,13 +2,14 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from helpers import call
 from tiny import PROBLEMS, tiny_config, tiny_data, tiny_model
 
-from bench import cross_entropy, eval_speed, jepa_overhead, measure, train_speed
+from bench import cross_entropy, demo_load, eval_speed, jepa_overhead, measure, train_speed
 from bench.latent_memory import measure as measure_memory
 from bench.straightforward import plain_answer, plain_loss
 from latent_stack.config import StackConfig
@@ -138,3 +139,11 @@ def test_the_evaluation_benchmark_runs_and_gives_the_answers_of_the_plain_loop(t
     call(eval_speed, "--run", trained.run, *options, "--out", tmp_path / "speed.json")
     found = json.loads((tmp_path / "speed.json").read_text())
     assert found["questions"] == 20 and found["same_answers"] == 1.0
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="peak memory is read from Linux's /proc")
+def test_under_load_every_answer_of_the_demo_is_the_one_of_the_question_alone(trained, monkeypatch):
+    monkeypatch.setattr(demo_load, "QUESTIONS", demo_load.QUESTIONS[:4])
+    found = demo_load.measure(str(trained.run), clients=6, seconds=2)
+    assert found["answers"] > 10 and found["refused"] and not found["wrong"] and not found["errors"]
+    assert found["rss_after"] < found["rss_before"] + 50

@@ -1,14 +1,19 @@
 """The demo: one question, one answer, on this machine only."""
 
 import io
+import json
 import os
+import urllib.request
 from dataclasses import replace
+from urllib.error import HTTPError
 
 import pytest
 from helpers import call
 from tiny import tiny_model
 
 import main
+from bench.demo_load import Client
+from common import serving
 from common.checkpoint import save_model, write_json
 from common.known_world import known_world
 from common.losses import cosine
@@ -41,6 +46,7 @@ def run(model, tmp_path, monkeypatch):
     """A run's folder; the switches that `main` sets in the environment are undone after the test."""
     for name in ("GRADIO_ANALYTICS_ENABLED", "HF_DATASETS_OFFLINE", "NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, os.environ.get(name, ""))
+    monkeypatch.setenv("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1")
     save_model(model, model.config, tmp_path / "run")
     return tmp_path / "run"
 
@@ -91,6 +97,15 @@ def test_a_question_that_fills_the_context_is_answered_and_one_token_more_is_not
     assert len(main.think(model, knowledge, fits).tokens) == 64  # exactly block_size with [PRED]
     refused = main.think(model, knowledge, fits + "?")
     assert refused == main.Thought(message=refused.message) and "65 tokens" in refused.message
+
+
+def test_a_question_of_a_megabyte_is_refused_before_it_is_read(model, knowledge, monkeypatch):
+    """Ten of them took 400 MB: each became a quarter of a million tokens first."""
+    monkeypatch.setattr(model, "tokenize", lambda texts: pytest.fail("tokenized"))
+    longest = main.max_characters(model)
+    refused = main.think(model, knowledge, "x" * (longest + 1))
+    assert refused == main.Thought(message=refused.message)
+    assert f"{longest + 1:,} characters, and the model reads {longest:,} at most" in refused.message
 
 
 def test_an_empty_and_a_wordless_question_each_get_their_own_message_and_no_answer(model, knowledge):
@@ -251,3 +266,45 @@ def test_main_binds_to_loopback_unless_asked_otherwise_and_shares_nothing(launch
 def test_a_port_that_cannot_be_had_is_one_line_not_a_traceback(launched):
     error = launched("--port", "70000", check=False)["error"]
     assert error.startswith("error: cannot listen on --host 127.0.0.1 --port 70000") and "Traceback" not in error
+
+
+# -------------------------------------------------------------------------------------------- the server
+
+
+@pytest.fixture
+def address(model, knowledge, run):
+    """The page of the tiny model, served on a free port."""
+    page = main.build(model, knowledge, "about")
+    yield serving.launch(page, "127.0.0.1", 0, main.CSS, max_bytes=4096).rstrip("/")
+    page.close(verbose=False)
+
+
+def status_of(url: str, body: bytes | None = None) -> tuple[int, str]:
+    """A request -> its status and, if it is refused, the reason."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, body), timeout=20) as found:
+            return found.status, ""
+    except HTTPError as error:
+        return error.code, json.load(error)["detail"]
+
+
+def test_the_server_answers_the_page_and_takes_and_gives_no_files(address, model, knowledge, tmp_path):
+    """gradio takes a file from anybody and serves it again."""
+    assert Client(address).ask(QUESTION)[0] == main.show(main.think(model, knowledge, QUESTION), knowledge.candidates)
+    assert [status_of(f"{address}{path}")[0] for path in ("/", "/config", "/theme.css")] == [200] * 3
+    for path in ("upload", "component_server", "run/ask", "call/ask", "process_recording", "vibe-edit", "stream/1"):
+        assert status_of(f"{address}/gradio_api/{path}", b"{}") == (404, "This server answers questions only.")
+    for path in (f"file={tmp_path}", f"file/{tmp_path}", "proxy=http://127.0.0.1", "custom_component/1/a/b/c", "runs"):
+        assert status_of(f"{address}/gradio_api/{path}")[0] == 404
+
+
+def test_a_request_that_is_too_large_and_one_too_many_get_a_reason(address):
+    code, reason = status_of(f"{address}/gradio_api/queue/join", b"x" * 10**6)
+    assert code == 413 and "too long" in reason
+    client = Client(address)
+    body = json.dumps({"data": [QUESTION], "fn_index": client.event, "session_hash": "nobody"}).encode()
+    join = urllib.request.Request(f"{address}/gradio_api/queue/join", body, {"Content-Type": "application/json"})
+    with pytest.raises(HTTPError) as full:
+        for _ in range(10 * serving.QUEUE):
+            urllib.request.urlopen(join, timeout=20).close()
+    assert full.value.code == 503 and "Queue is full" in json.load(full.value)["detail"]

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "results": {"common", *SYSTEMS, "bench", "results"},
     "tests": {"common", *SYSTEMS, "bench", "results", "tests"},
 }
-OPTIONAL = "matplotlib sklearn datasets transformers peft gguf nltk sacrebleu rouge_score gradio".split()
+OPTIONAL = "matplotlib sklearn datasets transformers peft gguf nltk sacrebleu rouge_score gradio starlette".split()
 MAX_FILE, MAX_FUNCTION = 400, 70  # lines
 
 
