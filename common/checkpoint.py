@@ -273,15 +273,16 @@ class PretrainedMixin:
             return os.path.join(model_id, name) if os.path.isdir(model_id) else hf_hub_download(model_id, name, **hub)
 
         tensors = read_weights(find("model.safetensors"), map_location)
-        try:
-            if cls.on_meta:  # without memory first: a wrong config.json may ask for any amount
-                with torch.device("meta"):
-                    cls(config).load_state_dict(tensors)
+        with torch.device(
+            "meta" if cls.on_meta else "cpu"
+        ):  # without memory: a wrong config.json may ask for any amount
             model = cls(config)
-            model.load_state_dict(tensors)
-        except RuntimeError as error:  # names or shapes that differ
-            reason = " ".join(str(error).split())[:300]
-            raise UserError(f"{model_id}: model.safetensors does not fit config.json: {reason}") from None
+        expected, found = ({k: tuple(v.shape) for k, v in x.items()} for x in (model.state_dict(), tensors))
+        if wrong := sorted(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k)):
+            shapes = f"{wrong[0]} has shape {found.get(wrong[0])}, not {expected.get(wrong[0])}"
+            raise UserError(f"{model_id}: model.safetensors does not fit config.json: {shapes}")
+        model = cls(config) if cls.on_meta else model
+        model.load_state_dict(tensors)
         model.read_tokenizer(find)
         return model.to(map_location).eval()
 

@@ -172,7 +172,7 @@ class BPETokenizer(Tokenizer):
 
     def save(self, folder):
         with atomic(Path(folder) / "tokenizer.json") as path:
-            self.bpe.save(str(path))
+            path.write_text(self.bpe.to_str(pretty=True), encoding="utf-8")  # whatever the path is made of
 
 
 def train_tokenizer(name: str, texts: Iterable[str], keep_spaces: bool = False) -> Tokenizer:
@@ -199,6 +199,6 @@ def load_tokenizer(name: str, folder: str | Path) -> Tokenizer:
     if not path.is_file():
         raise UserError(f"{path}: missing; the run in {folder} was trained with --tokenizer {name} and needs it")
     try:
-        return BPETokenizer(tokenizers.Tokenizer.from_file(str(path)))
+        return BPETokenizer(tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8")))
     except Exception as error:  # the library raises plain Exceptions
         raise UserError(f"{path}: not a tokenizer ({error})") from None
