@@ -196,9 +196,8 @@ def parse(cls, presets: dict[str, Preset], description: str, argv: list[str] | N
     for f in fields(cls):
         if f.name in given:
             value = given[f.name]
-            for part in value if isinstance(value, list) else (value,):
-                if reason := fault(f, part):
-                    parser.error(f"{flag(f.name)} {part}: must be {reason}")
+            if reason := fault(f, value):
+                parser.error(f"{flag(f.name)} {value}: must be {reason}")
             if f.metadata["path"] and os.path.exists(value):
                 given[f.name] = os.path.abspath(value)
     return replace(defaults, **given), frozenset(given)
