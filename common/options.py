@@ -222,7 +222,7 @@ def run_main(main) -> None:
             stream.reconfigure(errors="replace")
     try:
         main()
-    except (UserError, OSError) as error:  # a name that is too long, a folder that is a file, a full disk
+    except (UserError, OSError, UnicodeError) as error:  # a name too long, a full disk; bytes that are no text
         sys.exit(f"error: {one_line(error)}")
     except KeyboardInterrupt:  # before or after the training loop, which leaves a checkpoint
         print("interrupted", file=sys.stderr)

@@ -210,6 +210,14 @@ def test_a_users_mistake_is_one_line_and_status_1():
     assert stop.value.code == "error: what, where, what next"  # python prints it on stderr and exits with 1
 
 
+@pytest.mark.parametrize("refuse", (lambda: open("a" * 5000, "rb"), lambda: b"\xff".decode()))
+def test_what_the_system_refuses_is_one_line_and_status_1(refuse):
+    """A path that is too long, and a byte on standard input that is no UTF-8, were tracebacks."""
+    with pytest.raises(SystemExit) as stop:
+        run_main(refuse)
+    assert stop.value.code.startswith("error: ") and len(stop.value.code.splitlines()) == 1
+
+
 def test_ctrl_c_outside_the_training_loop_is_one_word_and_status_130(capsys):
     def main():
         raise KeyboardInterrupt
