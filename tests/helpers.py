@@ -38,7 +38,8 @@ def environment(**changes) -> dict:
 def script(*words, check: bool = True, launcher=(sys.executable,), **changes) -> subprocess.CompletedProcess:
     """A script in a process of its own, for what only a process can show: signals, torchrun, a locale."""
     command = [*launcher, *map(str, words)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, env=environment(**changes))
+    reads = dict(capture_output=True, encoding="utf-8", errors="replace", timeout=200)
+    done = subprocess.run(command, cwd=ROOT, env=environment(**changes), **reads)
     assert not check or done.returncode == 0, done.stderr
     return done
 
