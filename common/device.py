@@ -2,7 +2,7 @@
 
 import ctypes
 import os
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -84,6 +84,21 @@ def keep_freed_memory() -> None:
     mallopt(trim_threshold, 2**31 - 1)
 
 
+@contextmanager
+def lost_process_reported():
+    """Where processes wait for each other: one that is gone ends the others, each with one line and no traceback."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        reason = str(error).split("] ", 1)[-1].split(". ")[0][:300]  # gloo's begins with its own source file
+        raise UserError(
+            f"another process of this training ended or cannot be reached ({reason}); its own message says why. "
+            "The last checkpoint is intact: --resume continues it"
+        ) from None
+
+
 class Distributed:
     """This process among those that torchrun started; alone without torchrun."""
 
@@ -91,7 +106,8 @@ class Distributed:
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         self.main, self.device = self.rank == 0, device
         if self.world > 1 and not dist.is_initialized():
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            with lost_process_reported():
+                dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
 
     def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
         """The model, or one whose gradients are averaged over all processes."""
@@ -103,6 +119,7 @@ class Distributed:
         """Processes exchange gradients at the last micro-batch of a step only."""
         return nullcontext() if last or self.world == 1 else ddp_model.no_sync()
 
+    @lost_process_reported()
     def wait(self) -> None:
         """Until all processes have come here."""
         if self.world > 1:

@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 from common.checkpoint import PREVIOUS, STATE, atomic, read_state, save_model
-from common.device import Device, Distributed, keep_freed_memory, resolve_device
+from common.device import Device, Distributed, keep_freed_memory, lost_process_reported, resolve_device
 from common.log import Monitor, truncate_log
 from common.optimizers import make_optimizer
 from common.options import LoopConfig, UserError, program
@@ -265,6 +265,7 @@ def summary_of(state: TrainState, config: LoopConfig, device: Device) -> dict:
     return summary
 
 
+@lost_process_reported()
 def fit(
     model: torch.nn.Module,
     steps_per_epoch: int,

@@ -44,9 +44,10 @@ def script(*words, check: bool = True, launcher=(sys.executable,), **changes) ->
     return done
 
 
-def torchrun(*words: str) -> list[str]:
-    """The launcher of two processes, for `script`; words: "-m" before a module's name."""
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *words, "--"]
+def torchrun(*words: str, processes: int = 2) -> list[str]:
+    """The launcher of several processes, for `script`; words: "-m" before a module's name."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    return [*command, *words, "--"]
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import call, same, script, torchrun, weights
+from helpers import call, same, script, weights
 from tiny import TINY, TOKENIZER, tiny_config, tiny_data
 
 import eval_alignment
@@ -222,23 +222,6 @@ def test_a_mistake_costs_nothing_of_the_run_that_was_there(run):
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     refused(*SHORT, "--overwrite", "--run", run, "--block-size", "8")
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-
-
-# -------------------------------------------------------------------------------------------- data parallel
-
-
-@pytest.mark.slow
-def test_two_processes_train_as_one_on_the_same_global_batch(tmp_path):
-    words = [*TINY, "--dropout", "0", "--no-final-eval", "--batch-size", "12"]
-    call(train, *words, "--run", tmp_path / "one")
-    script("train.py", *words, "--run", tmp_path / "two", "--grad-accum", "3", launcher=torchrun())
-    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
-    for name in one:
-        torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=2e-4)
-    for alone, shared in zip(logged(tmp_path / "one"), logged(tmp_path / "two"), strict=True):
-        for a, b in zip(alone, shared, strict=True):
-            for name in set(a) - {"cos_other", "val_cos_other"}:  # the control depends on who is in the micro-batch
-                assert a[name] == pytest.approx(b[name], rel=1e-3, abs=1e-4), name
 
 
 # ------------------------------------------------------------------------------------------------ mistakes
