@@ -9,7 +9,7 @@ import torch
 from helpers import call
 from tiny import PROBLEMS, tiny_config, tiny_data, tiny_model
 
-from bench import cross_entropy, demo_load, eval_speed, jepa_overhead, measure, train_speed
+from bench import cross_entropy, demo_load, eval_speed, jepa_overhead, measure, reliability, train_speed
 from bench.latent_memory import measure as measure_memory
 from bench.straightforward import plain_answer, plain_loss
 from latent_stack.config import StackConfig
@@ -147,3 +147,17 @@ def test_under_load_every_answer_of_the_demo_is_the_one_of_the_question_alone(tr
     found = demo_load.measure(str(trained.run), clients=6, seconds=2)
     assert found["answers"] > 10 and found["refused"] and not found["wrong"] and not found["errors"]
     assert found["rss_after"] < found["rss_before"] + 50
+
+
+def test_faults_on_purpose_are_survived(tmp_path):
+    """The short form of what results/reliability.json has of many more."""
+    words = "--systems nanojepa --kills 1 --damages 10 --rows 300 --options 60 --out".split()
+    call(reliability, *words, tmp_path / "reliability.json")
+    found = json.loads((tmp_path / "reliability.json").read_text(encoding="utf-8"))
+    killed = found["kills, nanojepa"]
+    assert killed["kills"] >= 1 and killed["bit_equal"] == killed["trainings"] and not killed["files_left_over"]
+    for name, outcomes in found["damage, nanojepa"].items():
+        allowed = {"refused", "same"} | ({"another value"} if name == "log.jsonl" else set())
+        assert outcomes.keys() <= allowed, name
+    for what in ("rows", "options"):
+        assert not found[what].keys() & {"traceback", "several lines"} and found[what]["refused"] > 0
