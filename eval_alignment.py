@@ -39,7 +39,7 @@ from common.sources import Example
 from common.stats import mean_ci95, wilson
 from config import EvalConfig
 from data import answer_view_text
-from evaluate_accuracy import by_length, distinct_views, load_examples, output_name
+from evaluate_accuracy import answer_views, by_length, distinct_views, load_examples, output_name
 from model import NanoJEPA, load_run
 
 NEIGHBOURS = 5
@@ -122,7 +122,7 @@ class Latents:
 def compute_latents(model: NanoJEPA, examples: list[Example], answers=(), batch_size: int = 64) -> Latents:
     """Questions that fit the context and have an answer view, and the latents of their answer views and of the further
     candidates `answers`."""
-    examples = [e for e in examples if answer_view_text(e, model.config.answer_view) is not None]
+    examples = [e for e, view in zip(examples, answer_views(model, examples), strict=True) if view is not None]
     batches = by_length(model, [e.question for e in examples], batch_size)
     kept = [examples[i] for batch in batches for i in batch]
     answers = sorted({*distinct_views(model, kept), *answers})

@@ -47,9 +47,16 @@ def final_answer(model: NanoJEPA, text: str) -> str:
     return text if model.config.answer_view == "answer" else (parse_answer(text) or "")
 
 
+def answer_views(model: NanoJEPA, examples: list[Example]) -> list[str | None]:
+    """What the answer views of the examples hold; None where there is none that fits the context."""
+    views = [answer_view_text(e, model.config.answer_view) for e in examples]
+    lengths = [len(ids) + 2 for ids in model.tokenizer.encode([text or "" for text in views])]  # [ANS] … [EOS]
+    return [text if n <= model.config.block_size else None for text, n in zip(views, lengths, strict=True)]
+
+
 def distinct_views(model: NanoJEPA, examples: list[Example]) -> list[str]:
     """The distinct answer views of the examples that have one, sorted."""
-    return sorted({answer_view_text(e, model.config.answer_view) for e in examples} - {None})
+    return sorted(set(answer_views(model, examples)) - {None})
 
 
 def by_length(model: NanoJEPA, questions: list[str], batch_size: int, quiet: bool = False) -> list[list[int]]:
@@ -140,7 +147,7 @@ def predictions(
     view, batches = model.config.answer_view, by_length(model, [e.question for e in examples], batch_size)
     for index in tqdm(batches, desc="answering", unit="batch", disable=not progress):
         found, z_hat = read_out(model, [examples[i].question for i in index], candidates)
-        own = [answer_view_text(examples[i], view) for i in index]
+        own = answer_views(model, [examples[i] for i in index])
         cosines = cosine(z_hat, model.encode([text or "" for text in own])).tolist()
         for i, text, row, cos in zip(index, own, found, cosines, strict=True):
             decoded, nearest = final_answer(model, row.decoded), final_answer(model, row.nearest)

@@ -61,6 +61,7 @@ SPLITS = {
     "one answer": ([(q, "#### 7") for q, _ in MANY[:5]], {"alignment"}),
     "none that fits": (LONG, {"alignment"}),
     "one question": (MANY[:1], {"alignment"}),
+    "an answer that does not fit": ([*MANY[:5], ("How much?", "#### " + "7" * 300)], set()),
 }
 
 
@@ -72,8 +73,9 @@ def test_a_finished_training_leaves_its_summary_whatever_the_test_split(tmp_path
     words = [*TINY, "--dataset", "gsm8k", "--data-dir", data, "--epochs", "1", "--run", tmp_path / "run"]
     done = call(train, *words)
     summary = read_json(tmp_path / "run" / "summary.json")
-    assert set(summary["not_measured"]) == missing and summary["cos_own"] is None and summary["steps"] == 3
-    assert 0 <= summary["exact_match"] <= 1 and "alignment was not measured: " in done.stdout
+    assert set(summary.get("not_measured", ())) == missing and summary["steps"] == 3
+    assert 0 <= summary["exact_match"] <= 1 and (summary["cos_own"] is None) == bool(missing)
+    assert ("alignment was not measured: " in done.stdout) == bool(missing)
 
 
 def test_an_interruption_of_the_final_evaluation_leaves_the_summary_of_the_training(tmp_path, monkeypatch):
