@@ -28,7 +28,7 @@ from config import PRESETS, Config
 from data import Batch, TokenizedDataset, load_splits, view_texts
 from eval_alignment import alignment
 from evaluate_accuracy import accuracy, coverage, exact_match
-from model import NanoJEPA, jepa_mask
+from model import NanoJEPA, jepa_mask, load_run
 
 MIN_STEPS = 2_000  # what --epochs 0 trains at least: a small file of one's own is passed many times
 IN_SUMMARY = {  # what summary.json has of the test split: {evaluation: {its name here: its name there}}
@@ -231,7 +231,7 @@ def main(argv: list[str] | None = None) -> None:
         with measuring("the curves", {}):
             plot(run)
         if config.final_eval:
-            summary |= final_evaluation(model, splits)
+            summary |= final_evaluation(load_run(run, device.device) if config.shard else model, splits)
             write_json(run / "summary.json", summary)
         say("\n" + report(summary, config, len(splits["test"])))
     distributed.close()

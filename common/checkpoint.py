@@ -222,14 +222,17 @@ def read_weights(path: str | Path, device: torch.device | str) -> dict[str, Tens
     return {name: tensor.to(device) for name, tensor in tensors.items()}
 
 
-def save_model(model, config, folder: str | Path) -> None:
-    """Write what `from_pretrained` reads: config.json, model.safetensors, the tokenizer if it was trained."""
+def save_model(model, config, folder: str | Path, weights: dict[str, Tensor] | None = None) -> None:
+    """Write what `from_pretrained` reads: config.json, model.safetensors, the tokenizer if it was trained.
+
+    `weights`: the model's state_dict, where its own parameters are sharded.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", asdict(config))
     if getattr(model, "tokenizer", None) is not None:
         model.tokenizer.save(folder)
-    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    tensors = {name: tensor.contiguous() for name, tensor in (weights or model.state_dict()).items()}
     with atomic(folder / "model.safetensors") as path:
         save_file(tensors, path, metadata={"crc32": checksum(tensors)})
 

@@ -7,9 +7,14 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from common.options import UserError
+from common.transformer import Transformer
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,18 @@ def keep_freed_memory() -> None:
     mallopt(trim_threshold, 2**31 - 1)
 
 
+def whole(x: Tensor) -> Tensor:
+    """A tensor, gathered from all processes if it is sharded."""
+    return x.full_tensor() if isinstance(x, DTensor) else x
+
+
+def shard_like(x: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor -> this process' shard of it, if `like` is a sharded one of that shape."""
+    if not isinstance(like, DTensor) or x.shape != like.shape:
+        return x
+    return distribute_tensor(x, like.device_mesh, like.placements, src_data_rank=None)  # no process asks another
+
+
 @contextmanager
 def lost_process_reported():
     """Where processes wait for each other: one that is gone ends the others, each with one line and no traceback."""
@@ -109,15 +126,36 @@ class Distributed:
             with lost_process_reported():
                 dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
 
-    def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
-        """The model, or one whose gradients are averaged over all processes."""
+    def wrap(self, model: torch.nn.Module, shard: bool = False) -> torch.nn.Module:
+        """The model on its device; of several processes one whose gradients are averaged over all of them.
+
+        With `shard` each holds its part of every parameter, and gathers those of a block while it computes with them
+        (FSDP2); what comes after this sees DTensors.
+        """
+        if not shard or self.world == 1:
+            model.to(self.device)
         if self.world == 1:
             return model
-        return DistributedDataParallel(model, forward_sync_buffers=False, find_unused_parameters=True)
+        if not shard:
+            return DistributedDataParallel(model, forward_sync_buffers=False, find_unused_parameters=True)
+        mesh = init_device_mesh(self.device.type, (self.world,))
+        blocks = [block for module in model.modules() if isinstance(module, Transformer) for block in module.blocks]
+        for module in (*blocks, model):  # each moves to the device as it is sharded: the whole need not fit there
+            fully_shard(module, mesh=mesh)
+        return model
 
-    def sync_context(self, ddp_model, last: bool):
-        """Processes exchange gradients at the last micro-batch of a step only."""
-        return nullcontext() if last or self.world == 1 else ddp_model.no_sync()
+    def sync_context(self, model, last: bool):
+        """Gradients are exchanged at the last micro-batch only; sharded ones at each, or they had to be whole."""
+        return nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync()
+
+    def gather(self, state: dict) -> dict:
+        """A state_dict, entered by all processes -> in the main one the same with whole tensors instead of shards."""
+        found = {}
+        for name, value in state.items():
+            if isinstance(value, DTensor):
+                value = whole(value).cpu() if self.main else whole(value).new_empty(0)
+            found[name] = self.gather(value) if isinstance(value, dict) else value
+        return found
 
     @lost_process_reported()
     def wait(self) -> None:

@@ -114,12 +114,10 @@ class Monitor:
 
         Under loss scaling a gradient may be infinite: that step is left out, and the scale is lowered.
         """
-        steps, self.unchecked = self.unchecked, []
-        for step, watched in steps:
-            for value in map(float, watched[:1] if scaled else watched):
-                if not math.isfinite(value):
-                    return step, value
-        return None
+        watched = [(step, float(v)) for step, values in self.unchecked for v in (values[:1] if scaled else values)]
+        self.unchecked = []
+        sums = self.distributed.sum([value for _, value in watched])  # so that all processes see it, or none
+        return next(((step, v) for (step, _), v in zip(watched, sums, strict=True) if not math.isfinite(v)), None)
 
     def labelled(self, metrics: dict[str, float], digits: int, prefix: str = "") -> list[str]:
         """The metrics that a person watches, under their short names."""

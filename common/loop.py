@@ -24,7 +24,15 @@ from pathlib import Path
 import torch
 
 from common.checkpoint import PREVIOUS, STATE, atomic, read_state, save_model
-from common.device import Device, Distributed, keep_freed_memory, lost_process_reported, resolve_device
+from common.device import (
+    Device,
+    Distributed,
+    keep_freed_memory,
+    lost_process_reported,
+    resolve_device,
+    shard_like,
+    whole,
+)
 from common.log import Monitor, truncate_log
 from common.optimizers import make_optimizer
 from common.options import LoopConfig, UserError, program
@@ -79,13 +87,17 @@ class TrainState:
     total: Stopwatch = field(default_factory=Stopwatch)
 
 
-def save_state(state: TrainState, config: LoopConfig) -> None:
-    """Write the last weights and state.pt into the run's folder."""
-    run = Path(config.run)
-    save_model(state.model, config, run)
+def save_state(state: TrainState, config: LoopConfig, distributed: Distributed) -> None:
+    """Write the last weights and state.pt into the run's folder; all processes enter, the main one writes."""
+    run, weights = Path(config.run), distributed.gather(state.model.state_dict())
+    optimizer = distributed.gather(state.optimizer.state_dict())
+    state.saved = state.step
+    if not distributed.main:
+        return
+    save_model(state.model, config, run, weights)
     values = {
-        "model": state.model.state_dict(),
-        "optimizer": state.optimizer.state_dict(),
+        "model": weights,
+        "optimizer": optimizer,
         "scaler": state.scaler.state_dict(),
         "step": state.step,
         "best": state.best,
@@ -94,7 +106,6 @@ def save_state(state: TrainState, config: LoopConfig) -> None:
     }
     with atomic(run / STATE, previous=run / PREVIOUS) as path:
         torch.save(values, path)
-    state.saved = state.step
 
 
 def restore(state: TrainState, saved: dict) -> None:
@@ -103,20 +114,25 @@ def restore(state: TrainState, saved: dict) -> None:
         raise UserError(
             f"--resume: the data has changed: {state.steps_per_epoch} steps an epoch, not {saved['epoch_steps']}"
         )
-    state.model.load_state_dict(saved["model"])
-    state.optimizer.load_state_dict(saved["optimizer"])
+    like, parameters = state.model.state_dict(), [p for group in state.optimizer.param_groups for p in group["params"]]
+    state.model.load_state_dict({name: shard_like(x, like.get(name)) for name, x in saved["model"].items()})
+    moments = {
+        i: {name: shard_like(x, parameters[i]) for name, x in values.items()}
+        for i, values in saved["optimizer"]["state"].items()
+    }
+    state.optimizer.load_state_dict(saved["optimizer"] | {"state": moments})
     if saved["scaler"] and state.scaler.is_enabled():  # empty when the run was not in fp16
         state.scaler.load_state_dict(saved["scaler"])
     state.step, state.best, state.saved = int(saved["step"]), float(saved["best"]), int(saved["step"])
     state.training, state.total = Stopwatch(saved["clock"]["train"]), Stopwatch(saved["clock"]["total"])
 
 
-def load_state(state: TrainState, run: Path, device: torch.device) -> str:
+def load_state(state: TrainState, run: Path) -> str:
     """Restore the last checkpoint, or the one before it -> a sentence on what was damaged, "" if nothing."""
     damage = []
     for path in (run / STATE, run / PREVIOUS):
         try:
-            restore(state, read_state(path, device))
+            restore(state, read_state(path, torch.device("cpu")))  # a GPU need not hold all of it
         except UserError:
             raise
         except FileNotFoundError:
@@ -128,9 +144,9 @@ def load_state(state: TrainState, run: Path, device: torch.device) -> str:
     raise UserError(f"{' and '.join(damage)}; start the run anew with --overwrite")
 
 
-def resume(state: TrainState, config: LoopConfig, device: Device, distributed: Distributed) -> None:
+def resume(state: TrainState, config: LoopConfig, distributed: Distributed) -> None:
     """Go on from the checkpoint; what was found damaged is printed."""
-    found = [load_state(state, Path(config.run), device.device)]
+    found = [load_state(state, Path(config.run))]
     if distributed.main:
         found.append(truncate_log(Path(config.run), state.step))
         print("".join(f"{sentence}\n" for sentence in found if sentence), end="", file=sys.stderr)
@@ -177,7 +193,7 @@ def training_step(
 
     state.scaler.unscale_(state.optimizer)
     norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.grad_clip or math.inf)
-    sums["grad_norm"] = norm / distributed.world  # all processes hold the same gradient
+    sums["grad_norm"] = whole(norm) / distributed.world  # all processes hold the same gradient
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
@@ -200,14 +216,15 @@ def mean_metrics(model, batches: Iterable, device: Device) -> dict[str, float]:
 
 def run_validation(validate, state: TrainState, config: LoopConfig, monitor: Monitor) -> None:
     """Validate, log it, and keep the weights in best/ if they are the best so far."""
-    metrics = validate(state.model)
+    metrics, distributed = validate(state.model), monitor.distributed
     monitor.write_validation(metrics)
     if not math.isfinite(metrics["loss"]):
         raise UserError(f"the validation loss is {metrics['loss']} at step {state.step}; {what_helps(state, config)}")
-    if metrics["loss"] < state.best:
-        state.best = metrics["loss"]
-        if monitor.distributed.main:
-            save_model(state.model, config, Path(config.run) / "best")
+    loss = distributed.sum([metrics["loss"]])[0] / distributed.world  # all find it lower, or none
+    if loss < state.best:
+        state.best, weights = loss, distributed.gather(state.model.state_dict())
+        if distributed.main:
+            save_model(state.model, config, Path(config.run) / "best", weights)
 
 
 def what_helps(state: TrainState, config: LoopConfig) -> str:
@@ -226,9 +243,9 @@ def stop_unless_finite(monitor: Monitor, batches: Callable, state: TrainState, c
         return
     step, value = found
     epoch, k = divmod(step, state.steps_per_epoch)
-    path = Path(config.run) / "not_finite.pt"
+    path, weights = Path(config.run) / "not_finite.pt", monitor.distributed.gather(state.model.state_dict())
     if monitor.distributed.main:
-        kept = {"step": step, "batches": [vars(b) for b in batches(epoch, k)], "model": state.model.state_dict()}
+        kept = {"step": step, "batches": [vars(b) for b in batches(epoch, k)], "model": weights}
         with atomic(path) as temporary:
             torch.save(kept, temporary)
     raise UserError(
@@ -287,14 +304,13 @@ def fit(
     """
     device = device or resolve_device(config.device, config.precision)
     distributed = distributed or Distributed(device.device)
-    if device.device.type == "cpu":
+    if device.device.type == "cpu" and not config.shard:
         keep_freed_memory()
-    model.to(device.device)
+    ddp_model = distributed.wrap(model, config.shard)
     scaler = torch.amp.GradScaler(device.device.type, enabled=device.dtype is torch.float16)
     state = TrainState(model, make_optimizer(model, config), scaler, steps_per_epoch)
     if config.resume:
-        resume(state, config, device, distributed)
-    ddp_model = distributed.wrap(model)
+        resume(state, config, distributed)
 
     schedule = config.epochs * steps_per_epoch
     total = min(schedule, config.max_steps or schedule)
@@ -325,8 +341,8 @@ def fit(
                 if validates and validate:
                     run_validation(validate, state, config, monitor)
                 interrupted = interrupted or (alone and bool(signals))
-                if (saves or interrupted) and distributed.main:
-                    save_state(state, config)
+                if saves or interrupted:
+                    save_state(state, config, distributed)
             if interrupted:
                 break
     if interrupted or distributed.sum([float(bool(signals))])[0]:

@@ -70,15 +70,20 @@ class LoopConfig:
 
     device: str = opt("auto", "auto, cpu, cuda, cuda:N or mps; auto takes the best one present", group="device")
     precision: str = opt("auto", "of matrix products", ("auto", "fp32", "bf16", "fp16"))
+    shard: bool = opt(False, "several processes hold a part each of weights, gradients and AdamW's state (FSDP2)")
 
     log_every: int = opt(10, "steps between log lines, the only steps that wait for the device", low=1, group="log")
     save_every: int = opt(200, "steps between checkpoints; one is also written after each epoch", low=1)
 
     # What may differ from the saved configuration when a run is resumed.
     RESUMABLE: ClassVar[frozenset] = frozenset(
-        "run resume overwrite device precision epochs max_steps grad_accum log_every save_every eval_every "
+        "run resume overwrite device precision shard epochs max_steps grad_accum log_every save_every eval_every "
         "data_dir".split()
     )
+
+    def __post_init__(self):
+        if self.shard and self.optimizer == "muon":
+            raise UserError("--shard goes with --optimizer adamw: Muon orthogonalises whole matrices")
 
 
 # ---------------------------------------------------------------------------------------------- parser

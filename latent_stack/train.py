@@ -178,6 +178,8 @@ def checked(config: StackConfig) -> StackConfig:
     """--dataset auto resolved; a UserError for options that do not go together."""
     if config.cache and config.lora_encoder:
         raise UserError("--cache keeps the outputs of a frozen encoder; with --lora-encoder give --no-cache")
+    if config.shard:
+        raise UserError("--shard is for what is trained whole; here most weights are frozen, and each process has them")
     if config.dataset == "auto":
         return replace(config, dataset="samsum" if config.data_dir else "paraphrase")
     return config

@@ -97,6 +97,8 @@ def check_options(config: ReasonerConfig) -> None:
         raise UserError(f"--model {config.model} has a single phase; leave --phase {config.phase} out")
     if config.init and config.phase not in BEFORE:
         raise UserError("--init is for --phase sst or --phase talker: the checkpoint that one phase starts from")
+    if config.shard and config.n_thoughts:
+        raise UserError("--shard is not for --model coconut: FSDP2 gives its blocks copies of the cache they must fill")
 
 
 def outdated_phases(config: ReasonerConfig) -> list[str]:

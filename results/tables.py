@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 RESULTS = ROOT / "results"
-READMES = ("README.md", "results/README.md", "reasoner/README.md", "latent_stack/README.md")
+READMES = ("README.md", "results/README.md", "reasoner/README.md", "latent_stack/README.md", "SCALING.md")
 TABLE = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.S)
 FIGURE = re.compile(r"(<!-- figure: (\S+) (.+?) (\S+) -->)[^\n]*?(<!-- end -->)")
 

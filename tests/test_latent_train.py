@@ -149,6 +149,7 @@ def test_two_processes_train_as_one(tmp_path):
     "words, message",
     [
         (["--cache", "--lora-encoder", 2], "with --lora-encoder give --no-cache"),
+        (["--shard"], "--shard is for what is trained whole"),
         (["--grad-accum", 9], "a batch of 8 is less than one example for each of the 9 micro-batches"),
         (["--middle", "transformer", "--latent-dim", 12], "--latent-dim 12: --middle transformer has 4 heads"),
     ],

@@ -67,8 +67,9 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit_in_every_phase(tmp_pat
         assert same(weights(trained_run().run / phase), weights(tmp_path / phase)), phase
 
 
-def test_two_processes_train_all_phases_as_one(tmp_path):
-    script("reasoner.train", *TINY, "--run", tmp_path, "--overwrite", launcher=torchrun("-m"))
+@pytest.mark.parametrize("shard", ("--no-shard", "--shard"))
+def test_two_processes_train_all_phases_as_one(tmp_path, shard):
+    script("reasoner.train", *TINY, shard, "--run", tmp_path, "--overwrite", launcher=torchrun("-m"))
     for phase in PHASES:
         one, two = weights(trained_run().run / phase), weights(tmp_path / phase)
         for name in one:
@@ -86,6 +87,7 @@ def test_two_processes_train_all_phases_as_one(tmp_path):
         ("talker --run NEW --init RUN/sst --resume", "there is no run in"),
         ("all --run NEW --init RUN/sst", "--init is for"),
         ("sst --run NEW --model coupled", "has a single phase"),
+        ("all --run NEW --model coconut --shard", "--shard is not for --model coconut"),
         ("all --run RUN/sst", "is the folder of a single phase"),
         ("all --run RUN --model coupled", "already holds a run"),
         ("all --run RUN --resume --labels 13", "has labels = 12, not 13"),

@@ -236,6 +236,7 @@ def test_a_mistake_costs_nothing_of_the_run_that_was_there(run):
         ("--n-embd 15", "--n-embd 15 must be a multiple"),
         ("--block-size 8", "no example fits --block-size 8"),
         ("--device tpu", "no such device here"),
+        ("--shard --optimizer muon", "--shard goes with --optimizer adamw"),
         ("--lr 1e30 --warmup-steps 0 --grad-clip 0", "the loss or its gradient is"),
         ("--run /proc/nowhere", "cannot write there"),
         ("--grad-accum 32", "less than one example for each of the 32 micro-batches"),
