@@ -156,16 +156,17 @@ def resume(state: TrainState, config: LoopConfig, distributed: Distributed) -> N
 
 
 @contextmanager
-def interruptible():
+def interruptible(processes: int = 1):
     """Collect SIGINT and SIGTERM in the list it yields: the step in progress ends, and a checkpoint follows.
 
-    A second one does not wait for that: it is a KeyboardInterrupt at once.
+    A second one does not wait for that: it is a KeyboardInterrupt at once. A Ctrl-C reaches each of several processes
+    twice, from the terminal and from torchrun.
     """
     received = []
 
     def receive(number, frame):
         received.append(number)
-        if len(received) > 1:
+        if len(received) > min(processes, 2):
             raise KeyboardInterrupt
 
     previous = {s: signal.signal(s, receive) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -316,7 +317,7 @@ def fit(
     total = min(schedule, config.max_steps or schedule)
     monitor = Monitor(state, config, distributed, progress or {"loss": "loss"}, total)
     interrupted = False
-    with interruptible() as signals, monitor.bar:
+    with interruptible(distributed.world) as signals, monitor.bar:
         while state.step < total:
             epoch, k = divmod(state.step, steps_per_epoch)
             torch.manual_seed((config.seed * 1_000_003 + state.step) * 1009 + distributed.rank)

@@ -1,6 +1,7 @@
 """Several processes: as many as there are, they train as one, continue each other's runs, and end together."""
 
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from tiny import TINY
 
 import train
 from common.log import read_log
+from common.loop import interruptible
 
 # 20 steps; a batch that four processes do not divide; no dropout, whose draws are each process' own
 CHANGES = "--dropout 0 --batch-size 18 --warmup-steps 2 --lr 3e-3 --log-every 1 --save-every 5 --no-final-eval"
@@ -78,7 +80,18 @@ def test_the_checkpoint_of_a_sharded_run_is_that_of_an_ordinary_one(runs):
     assert shapes(runs.sharded) == shapes(torch.load(runs.alone / "state.pt", weights_only=True))
 
 
-# -------------------------------------------------------------------------------------------- a lost process
+# ------------------------------------------------------------------------------------------ how they end
+
+
+def test_a_ctrl_c_that_torchrun_passes_on_is_not_a_second_one():
+    """The terminal has sent it to all processes already: what torchrun sent on would have cost the checkpoint."""
+    with interruptible(processes=2) as received:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert received == [signal.SIGINT] * 3
+
 
 LOSING = """
 import os, signal, sys, time
