@@ -2,6 +2,7 @@
 
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -132,7 +133,9 @@ def ends_in_one_line(stderr: str) -> bool:
 def test_processes_that_nobody_watches_end_within_seconds_of_one_that_is_killed(losing, tmp_path):
     """As a scheduler starts them, without torchrun; the one that is killed is the one that writes."""
     command = [sys.executable, *losing("os.kill(os.getpid(), signal.SIGKILL)", rank=0)]
-    settings = dict(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT="29653", PYTHONPATH=".")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    settings = dict(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port, PYTHONPATH=".")
     lost, survivor = (
         subprocess.Popen(
             command, cwd=ROOT, env=environment(RANK=str(rank), **settings), stderr=subprocess.PIPE, encoding="utf-8"
