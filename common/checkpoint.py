@@ -202,8 +202,8 @@ def read_state(path: Path, device: torch.device) -> dict:
 
 
 def checksum(tensors: dict[str, Tensor]) -> str:
-    """Of all bytes of named tensors, in the order of their names."""
-    total = 0
+    """Of all bytes of named tensors, in the order of their names, and of names, types and shapes."""
+    total = crc32(repr(sorted((name, x.dtype, tuple(x.shape)) for name, x in tensors.items())).encode())
     for name in sorted(tensors):
         total = crc32(tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy(), total)
     return f"{total:08x}"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import ROOT, same, weights
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import ANSWERS, QUESTIONS, tiny_model
 
@@ -299,7 +299,7 @@ def saved(tmp_path_factory) -> Path:
     return tmp_path_factory.getbasetemp() / "saved0"
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(st.floats(0, 1, exclude_max=True), st.integers(1, 255))
 def test_no_flipped_byte_of_the_weights_goes_unnoticed(saved, where, mask):
     """Half a mantissa is a number, too: the model answered with it."""

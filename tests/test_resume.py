@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import same, weights
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from loop_tiny import STEPS, Line, batches, logged, toy_config, trained
 
@@ -156,7 +156,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, broken
     assert same(weights(run), weights(whole)) and logged(run) == logged(whole)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(st.floats(0, 1, exclude_max=True))
 def test_no_flipped_byte_of_a_checkpoint_goes_unnoticed_or_matters(broken, where):
     """torch.load takes flipped weights for weights."""
