@@ -1,6 +1,7 @@
 """The tables of results/README.md on human-written problems, and on questions that a person types."""
 
-from results.tables import interval, load, number, table
+from common.stats import wilson
+from results.tables import interval, load, number, plus_minus, table
 
 BENCHMARKS = {"mawps": "MAWPS", "asdiv": "ASDiv-A", "svamp": "SVAMP"}
 # Answer accuracy in per cent, from the table in MWPToolkit's repository (LYH-YF/MWPToolkit; Lan et al. 2021, arXiv
@@ -73,7 +74,34 @@ def typed_questions() -> str:
     return table(["run", "questions", "n", "correct", "wrong", "“I do not know”"], rows)
 
 
+def llm_jepa() -> str:
+    """A language model with and without LLM-JEPA's loss, each run with its seeds."""
+    rows = []
+    for name, run in load("llm-jepa.json")["runs"].items():
+        data, size, model = name.split(", ", 2)
+        found = run["exact_match_decoded"]
+        n = int(run["n"]["mean"])
+        accuracy = plus_minus(found, ".1%")
+        if len(found["values"]) == 1:
+            accuracy = interval(found["mean"], wilson(round(found["mean"] * n), n), ".1%")
+        cosines = [number(run[key]["mean"], ".3f") for key in ("cos_own", "cos_other")]
+        is_jepa = not model.startswith("language model") and model != "lambda 0"
+        rows.append(
+            [
+                f"{data.capitalize()}, {int(size):,}",
+                model.replace("lambda ", "λ = "),
+                str(len(found["values"])),
+                accuracy,
+            ]
+            + ([" / ".join(cosines), number(run["retrieval_at_1"]["mean"], ".1%")] if is_jepa else ["", ""])
+        )
+    return table(
+        ["NL-RX, training pairs", "model", "seeds", "exact match", "cosine matched / mismatched", "retrieval@1"], rows
+    )
+
+
 TABLES = {
+    "notebook-llm-jepa": llm_jepa,
     "notebook-benchmarks": benchmarks,
     "notebook-benchmark-controls": benchmark_controls,
     "notebook-typed": typed_questions,

@@ -28,6 +28,10 @@ def verdicts() -> str:
     quick, numbers = (load(f"{run}/seeds.json") for run in ("quick", "quick-numbers"))
     gsm8k, words = "gsm8k-small/accuracy.json", "quick-numbers/accuracy.json"
     no_mask, collapsed = leak["words, none"], load("collapse.json")["runs"]["neither, no decoding"]
+    nl_rx = {
+        model: get("llm-jepa.json", "runs")[f"synth, 2000, {model}"]["exact_match_decoded"]
+        for model in ("language model", "lambda 1")
+    }
     lines = [
         [
             "Does it solve human-written word problems?",
@@ -55,6 +59,11 @@ def verdicts() -> str:
             f"{percent(no_mask['exact_match_decoded']['mean'])} of the answers correct",
             f"with it {leak['words, jepa']['forward_cos_own']['mean']:.3f}, and "
             f"{percent(leak['words, jepa']['exact_match_decoded']['mean'])}",
+        ],
+        [
+            "Does LLM-JEPA's loss help a small language model?",
+            f"**No**: {plus_minus(nl_rx['lambda 1'], '.1%')} on NL-RX-Synth, its latents collapsed",
+            f"without it {plus_minus(nl_rx['language model'], '.1%')}",
         ],
         [
             "What keeps latents from collapsing?",
