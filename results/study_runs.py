@@ -114,7 +114,17 @@ LLM_JEPA = {  # does a JEPA loss help a language model?
     + LLM_JEPA_MODELS["language model"]
     for data, (folder, epochs) in NL_RX_DATA.items()
 }
+PARTS_OF_QUICK = "--preset quick --eval-every 75 --val-accuracy --no-final-eval"
+ADAMW = "--optimizer adamw --lr 2e-3"
+PARTS = {  # which part of `quick` brings it to 95% how soon?
+    "quick": PARTS_OF_QUICK,
+    "AdamW, not Muon": f"{PARTS_OF_QUICK} {ADAMW}",
+    "stopped gradient, no EMA": f"{PARTS_OF_QUICK} --target stopgrad",
+    "no VICReg": f"{PARTS_OF_QUICK} --regulariser none",
+    "none of the three": f"{PARTS_OF_QUICK} {ADAMW} --target stopgrad --regulariser none",
+}
 STUDIES = {
+    "parts": PARTS,
     "llm-jepa": LLM_JEPA,
     "leak": LEAK,
     "lambda": LAMBDA,
