@@ -280,6 +280,8 @@ def main(argv: list[str] | None = None) -> None:
     config, _ = parse(AlignmentConfig, {}, __doc__.split("\n\n")[0], argv)
     device = resolve_device(config.device).device
     model = load_run(config.run, device)
+    for folder in (config.run, *config.compare) if config.compare else ():
+        read_log(folder)  # the figure over training needs it: better missed now than after all was measured
     examples, _, answers = load_examples(model, config)
     if model.config.mask != "jepa":
         print(f"mask {model.config.mask}: in training an answer's latent saw its question; here each answer is alone")

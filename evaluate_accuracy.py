@@ -297,10 +297,10 @@ def load_examples(model: NanoJEPA, config: EvalConfig) -> tuple[list[Example], l
 
 
 def output_name(name: str, model: NanoJEPA, config: EvalConfig) -> str:
-    """`accuracy`; `accuracy-NAME` for another data folder, `accuracy-val` for another split: the first must stay."""
+    """`accuracy`, with `-NAME` of another data folder, `-val` of another split, `-first-N`: the first must stay."""
     other, own = (folder and Path(folder).resolve() for folder in (config.data_dir, model.config.data_dir))
     name = f"{name}-{other.name}" if other and other != own else name
-    return name if config.split == "test" else f"{name}-{config.split}"
+    return name + f"-{config.split}" * (config.split != "test") + f"-first-{config.limit}" * bool(config.limit)
 
 
 def report(result: dict, config: EvalConfig, model: NanoJEPA) -> str:

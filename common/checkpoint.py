@@ -167,6 +167,8 @@ def open_run(config, given: frozenset = frozenset()):
     """Prepare the folder of a run -> its configuration: under --resume the saved one, with the command line over it."""
     run = Path(config.run)
     started = is_started(run)
+    if config.resume and config.overwrite and "overwrite" in given:
+        raise UserError("--resume continues a run and --overwrite starts it afresh; give one of them")
     if config.resume:
         if not started:
             raise UserError(
@@ -276,9 +278,7 @@ class PretrainedMixin:
             return os.path.join(model_id, name) if os.path.isdir(model_id) else hf_hub_download(model_id, name, **hub)
 
         tensors = read_weights(find("model.safetensors"), map_location)
-        with torch.device(
-            "meta" if cls.on_meta else "cpu"
-        ):  # without memory: a wrong config.json may ask for any amount
+        with torch.device("meta" if cls.on_meta else "cpu"):  # a wrong config.json may ask for any amount of memory
             model = cls(config)
         expected, found = ({k: tuple(v.shape) for k, v in x.items()} for x in (model.state_dict(), tensors))
         if wrong := sorted(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k)):

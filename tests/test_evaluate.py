@@ -283,39 +283,39 @@ def test_only_what_follows_the_mark_of_a_worked_solution_is_its_answer():
 
 def test_accuracy_is_written_with_the_promised_keys(run):
     done = call(evaluate_accuracy, "--run", run, "--limit", 40, "--device", "cpu")
-    found = read_json(run / "accuracy.json")
+    found = read_json(run / "accuracy-first-40.json")
     promised = "n exact_match_decoded exact_match_decoded_ci95 exact_match_nearest exact_match_nearest_ci95"
     assert {*promised.split(), "constant_from_train", "constant_best_on_test", "seconds"} <= found.keys()
     assert found["n"] == 40 and found["split"] == "test" and found["dataset"] == "wordproblems"
     assert f"{found['exact_match_nearest']:.2%}" in done.stdout and "oracle constant" in done.stdout
-    rows = [json.loads(line) for line in (run / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in (run / "predictions-first-40.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len(rows) == 40 and {"question", "gold", "prediction", "nearest", "cosine", "gap"} == rows[0].keys()
 
 
 def test_alignment_is_written_beside_that_of_the_untrained_model(run):
     done = call(eval_alignment, "--run", run, "--limit", 60, "--device", "cpu")
-    found = read_json(run / "alignment.json")
+    found = read_json(run / "alignment-first-60.json")
     promised = "n cos_own cos_own_ci95 cos_other margin auc retrieval_at_1 retrieval_at_5 retrieval_at_10 mrr"
     collapse = "effective_rank_z effective_rank_z_hat mean_pairwise_cos_z"
     for column in (found, found["untrained"]):
         assert {*promised.split(), *collapse.split()} <= column.keys() and column["n"] == 60
     row = next(line for line in done.stdout.splitlines() if line.startswith("cos_own")).split()
     assert row[1:3] == [f"{found['cos_own']:.4f}", f"{found['untrained']['cos_own']:.4f}"]
-    assert {"alignment_cosines.png", "alignment_map.png"} <= files(run)
+    assert {"alignment-first-60_cosines.png", "alignment-first-60_map.png"} <= files(run)
 
 
 def test_a_limit_makes_retrieval_no_easier(run):
     """Fewer questions have fewer answers among which the right one is nearest."""
     for limit in (10, 60):
         call(eval_alignment, "--run", run, "--limit", limit, "--device", "cpu")
-        assert read_json(run / "alignment.json")["n_answers"] > 60
+        assert read_json(run / f"alignment-first-{limit}.json")["n_answers"] > 60
 
 
 def test_evaluating_twice_gives_the_same_figures(run):
     found = []
     for _ in range(2):
         call(evaluate_accuracy, "--run", run, "--limit", 40, "--device", "cpu")
-        found.append({k: v for k, v in read_json(run / "accuracy.json").items() if k != "seconds"})
+        found.append({k: v for k, v in read_json(run / "accuracy-first-40.json").items() if k != "seconds"})
     assert found[0] == found[1]
 
 
@@ -331,10 +331,11 @@ def other_data(tmp_path) -> Path:
 
 @pytest.mark.parametrize("module, name", ((evaluate_accuracy, "accuracy"), (eval_alignment, "alignment")))
 def test_figures_on_other_data_are_written_beside_the_runs_own(module, name, run, other_data):
-    """They once overwrote the run's own."""
-    call(module, "--run", run, "--limit", 20, "--device", "cpu")
+    """They once overwrote the run's own, as did those of the first few questions."""
+    call(module, "--run", run, "--device", "cpu")
     before = {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
     call(module, "--run", run, "--data-dir", other_data, "--device", "cpu")
+    call(module, "--run", run, "--limit", 20, "--device", "cpu")
     assert all(path.read_bytes() == content for path, content in before.items())
     assert read_json(run / f"{name}-OTHER.json")["n"] == 20
 
@@ -387,8 +388,8 @@ def test_the_map_links_each_prediction_to_its_own_answer_and_states_the_control(
 
 def test_runs_are_compared_over_training_own_and_other_answer(run, drawn):
     call(eval_alignment, "--run", run, "--limit", 20, "--compare", run, "--device", "cpu")
-    assert read_json(run / "alignment.json")["compared"].keys() == {str(run)}
-    (axes,) = drawn["alignment_over_training.png"].axes
+    assert read_json(run / "alignment-first-20.json")["compared"].keys() == {str(run)}
+    (axes,) = drawn["alignment-first-20_over_training.png"].axes
     _, val = read_log(run)
     lines = {line.get_label(): line for line in axes.get_lines()}
     for key, what in (("val_cos_own", "own answer"), ("val_cos_other", "another answer")):

@@ -29,8 +29,8 @@ def test_nanojepa_works_in_a_folder_of_any_name_under_any_locale(tmp_path):
     run = tmp_path / "é"
     script("train.py", *SMALL, "--no-final-eval", "--run", run, **NO_UTF8)
     scripts = "import sys, train, eval_alignment, evaluate_accuracy, main; run = ['--run', sys.argv[1]]; "
-    scripts += "train.main([*run, '--resume', '--epochs', '2']); eval_alignment.main([*run, '--limit', '20']); "
-    scripts += "evaluate_accuracy.main([*run, '--limit', '20']); main.main([*run, '--ask', 'Ana has 2 pears.'])"
+    scripts += "train.main([*run, '--resume', '--epochs', '2']); eval_alignment.main(run); "
+    scripts += "evaluate_accuracy.main(run); main.main([*run, '--ask', 'Ana has 2 pears.'])"
     done = script("-c", f"from common.options import run_main; run_main(lambda: exec({scripts!r}))", run, **NO_UTF8)
     assert done.stdout.splitlines()[-1]
     assert {"summary.json", "alignment.json", "accuracy.json"} <= {path.name for path in run.iterdir()}
