@@ -29,9 +29,11 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor
 
 from common.batching import pad
-from common.checkpoint import PretrainedMixin, load_checkpoint, read_config
+from common.checkpoint import read_config
 from common.losses import cosine, cross_entropy, sigreg_loss, vicreg_loss
+from common.model_card import Card
 from common.options import UserError
+from common.pretrained import PretrainedMixin, load_checkpoint
 from common.programs import compute, number_placeholders
 from common.tokenizers import load_tokenizer
 from common.transformer import Transformer, positions_of
@@ -62,7 +64,12 @@ def greedy(logits: Tensor) -> Tensor:
 
 
 class NanoJEPA(
-    PretrainedMixin, nn.Module, PyTorchModelHubMixin, library_name="nanojepa", tags=["jepa", "latent-reasoning"]
+    PretrainedMixin,
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="nanojepa",
+    license="mit",
+    tags=["jepa", "latent-reasoning"],
 ):
     """`model(batch) -> (loss, metrics)` for training; `predict`, `encode`, `decode` and `answer` for use.
 
@@ -294,3 +301,19 @@ def load_run(run: str, device: torch.device | str = "cpu") -> NanoJEPA:
     """The trained model of a run's folder, in eval mode; a UserError reports what is missing or differs."""
     read_config(run, Config, f"python train.py --run {run}")
     return load_checkpoint(NanoJEPA, run, device)
+
+
+NanoJEPA.card = Card(
+    about="A decoder-only Transformer that reads a question, predicts the latent of an answer it cannot see, and puts "
+    "that latent into words.",
+    figures=(
+        ("exact_match", "exact match, decoded", "constant_from_train", "always the majority training answer"),
+        ("retrieval_at_1", "the nearest answer latent is the correct one", "", ""),
+        ("cos_own", "cosine to the own answer's latent", "cos_other", "to another answer's"),
+    ),
+    limits="It answers questions like those of its training and knows nothing else; `main.py` says which these are. A "
+    "high cosine is no proof of a correct answer.",
+    use="from model import NanoJEPA\n\n"
+    'model = NanoJEPA.from_pretrained("{where}")\n'
+    'print(model.answer(["Rosa has 87 books. Sam sells 54 of the books. How many books are left?"]))',
+)

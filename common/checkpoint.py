@@ -1,4 +1,4 @@
-"""A run's folder: one writer, files that are whole or not there, checkpoints that load from it or from the Hub alone.
+"""A run's folder: one writer, files that are whole or not there, checkpoints that are what was saved.
 
 Every byte of a checkpoint is under a checksum, state.pt by its format, model.safetensors by one in its header.
 """
@@ -19,12 +19,10 @@ from zlib import crc32
 
 import torch
 from filelock import FileLock, Timeout
-from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from common.device import keep_freed_memory
 from common.options import UserError, fault, resumed
 
 RUN_FILES = (".json", ".jsonl", ".png", ".pt", ".safetensors", ".tmp")  # what scripts write into a run's folder
@@ -242,56 +240,3 @@ def save_model(model, config, folder: str | Path, weights: dict[str, Tensor] | N
 def weights_hash(folder: str | Path) -> str:
     """Fingerprint of a checkpoint's weights."""
     return hashlib.sha256((Path(folder) / "model.safetensors").read_bytes()).hexdigest()[:16]
-
-
-class PretrainedMixin:
-    """What the models of all systems share: a device, a count, and `from_pretrained` of a folder or the Hub.
-
-    Stands before huggingface_hub's PyTorchModelHubMixin in a class's bases.
-    """
-
-    tokenizer = None
-    on_meta = True  # can it be built without memory?
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.parameters()).device
-
-    def n_params(self) -> int:
-        """Trained parameters; a tied embedding and head count once."""
-        return sum(p.numel() for p in self.parameters() if p.requires_grad)
-
-    def read_tokenizer(self, find) -> None:
-        """Set `tokenizer` from the checkpoint, where there is one; find(name) -> path of one of its files."""
-
-    def _save_pretrained(self, folder):
-        super()._save_pretrained(folder)
-        if self.tokenizer is not None:
-            self.tokenizer.save(folder)
-
-    @classmethod
-    def _from_pretrained(cls, *, model_id, config, map_location="cpu", **hub):
-        """Called by the mixin's `from_pretrained`: a run's folder or a repository on the Hub -> model, in eval mode."""
-        hub = {k: hub[k] for k in ("revision", "cache_dir", "force_download", "token", "local_files_only") if k in hub}
-
-        def find(name):
-            return os.path.join(model_id, name) if os.path.isdir(model_id) else hf_hub_download(model_id, name, **hub)
-
-        tensors = read_weights(find("model.safetensors"), map_location)
-        with torch.device("meta" if cls.on_meta else "cpu"):  # a wrong config.json may ask for any amount of memory
-            model = cls(config)
-        expected, found = ({k: tuple(v.shape) for k, v in x.items()} for x in (model.state_dict(), tensors))
-        if wrong := sorted(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k)):
-            shapes = f"{wrong[0]} has shape {found.get(wrong[0])}, not {expected.get(wrong[0])}"
-            raise UserError(f"{model_id}: model.safetensors does not fit config.json: {shapes}")
-        model = cls(config) if cls.on_meta else model
-        model.load_state_dict(tensors)
-        model.read_tokenizer(find)
-        return model.to(map_location).eval()
-
-
-def load_checkpoint(cls, folder: str | Path, device: torch.device | str):
-    """The model `cls` of a folder, in eval mode."""
-    if torch.device(device).type == "cpu":
-        keep_freed_memory()
-    return cls.from_pretrained(folder, map_location=str(device))

@@ -22,7 +22,7 @@ from common.losses import cosine, cross_entropy
 from common.transformer import positions_of
 from reasoner.config import ReasonerConfig
 from reasoner.data import Batch
-from reasoner.parts import Tokenized, add_noise, make_trunk, rms_norm, token_accuracy
+from reasoner.parts import HUB, Tokenized, add_noise, make_trunk, rms_norm, token_accuracy
 
 
 def talker_blocks(config: ReasonerConfig) -> int:
@@ -32,7 +32,7 @@ def talker_blocks(config: ReasonerConfig) -> int:
     return round(config.talker_layer * (1 if config.talker == "mono" else 2 + 4 * C * C / block))
 
 
-class Coupled(Tokenized, nn.Module, PyTorchModelHubMixin, library_name="nanojepa"):
+class Coupled(Tokenized, nn.Module, PyTorchModelHubMixin, **HUB):
     """`model(batch) -> (loss, metrics)`; `answer(prompts) -> B texts`. `config.model` names the baseline."""
 
     def __init__(self, config: ReasonerConfig):

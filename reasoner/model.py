@@ -29,7 +29,7 @@ from common.options import UserError
 from common.transformer import Block, init_block_weights, positions_of, rotary_cos_sin
 from reasoner.config import ReasonerConfig
 from reasoner.data import Batch
-from reasoner.parts import Tokenized, add_noise, make_trunk, rms_norm, token_accuracy
+from reasoner.parts import HUB, Tokenized, add_noise, make_trunk, rms_norm, token_accuracy
 
 TEMPERATURE = 0.07  # of the cross-entropy under --sst-loss hard, where cosines are logits; CLIP's initial value
 
@@ -37,7 +37,7 @@ TEMPERATURE = 0.07  # of the cross-entropy under --sst-loss hard, where cosines 
 # -------------------------------------------------------------------------------------------- the Reasoner
 
 
-class Reasoner(Tokenized, nn.Module, PyTorchModelHubMixin, library_name="nanojepa", tags=["jepa", "latent-reasoning"]):
+class Reasoner(Tokenized, nn.Module, PyTorchModelHubMixin, **HUB):
     """`model(batch) -> (loss, metrics)`; `rollout(prompts) -> latents (B, R, C)`, the chain without a token.
 
     `config.trained` is the phase that the weights come from; `latent`, whether hidden states are put on the unit
@@ -253,7 +253,7 @@ class CrossBlock(nn.Module):
         return x + block.dropout(block.feed_forward(x))
 
 
-class Talker(Tokenized, nn.Module, PyTorchModelHubMixin, library_name="nanojepa", tags=["jepa", "latent-reasoning"]):
+class Talker(Tokenized, nn.Module, PyTorchModelHubMixin, **HUB):
     """`model(batch) -> (loss, metrics)` on `batch.latents`; `speak(latents) -> B texts`.
 
     mono   blocks over the chain and a head: all tokens in one pass, no embedding

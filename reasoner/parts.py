@@ -11,11 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.batching import pad
-from common.checkpoint import PretrainedMixin
+from common.model_card import Card
+from common.pretrained import PretrainedMixin
 from common.transformer import Transformer
 from reasoner.config import ReasonerConfig
 from reasoner.data import Batch, load_tokenizer
 
+HUB = dict(library_name="nanojepa", license="mit", tags=["jepa", "latent-reasoning"])
 MOST_LOGITS = 10_000  # entries of an output layer beyond which training does not measure its accuracy
 
 
@@ -57,6 +59,19 @@ def add_noise(x: Tensor, norm: float, generator: torch.Generator | None) -> Tens
 
 class Tokenized(PretrainedMixin):
     """A checkpoint with the tokenizer of its data."""
+
+    card = Card(
+        about="A part of JEPA-Reasoner (after arXiv 2512.19171): a Reasoner thinks in a chain of latents, a Talker "
+        "puts it into words, and a coupled baseline does both with tokens.",
+        figures=(
+            ("val_chain_accuracy", "tokens of the chain correct, with the true ones before them (validation)", "", ""),
+            ("val_cos_own", "cosine to the next token's latent", "val_cos_other", "to another token's"),
+        ),
+        limits="It answers prompts of the task it was trained on. How well it does free-running is in the summary.json "
+        "of the whole run, one folder up.",
+        use="from reasoner.model import Reasoner, Talker\nfrom reasoner.baselines import Coupled\n\n"
+        'model = {name}.from_pretrained("{where}")\nprint(model.config.dataset, model.n_params())',
+    )
 
     def read_tokenizer(self, find) -> None:
         gpt2 = self.config.dataset in ("gsm8k", "text") and self.config.tokenizer == "gpt2"

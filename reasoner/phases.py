@@ -9,16 +9,9 @@ from pathlib import Path
 
 import torch
 
-from common.checkpoint import (
-    clear_run,
-    is_started,
-    load_checkpoint,
-    lock_run,
-    read_config,
-    weights_hash,
-    write_json,
-)
+from common.checkpoint import clear_run, is_started, lock_run, read_config, weights_hash, write_json
 from common.options import UserError, resumed
+from common.pretrained import load_checkpoint
 from reasoner.baselines import Coupled
 from reasoner.config import PHASES, ReasonerConfig
 from reasoner.model import Reasoner, ReasonerTalker, Talker

@@ -263,7 +263,7 @@ def test_a_saved_model_answers_the_same_from_its_folder_alone(tmp_path):
     assert model.answer(QUESTIONS[:5]) == again.answer(QUESTIONS[:5])
 
 
-def test_the_hubs_own_way_of_saving_gives_the_same_model(tmp_path):
+def test_the_hubs_way_of_saving_gives_the_same_model(tmp_path):
     model = tiny_model().eval()
     model.save_pretrained(tmp_path)
     assert torch.equal(NanoJEPA.from_pretrained(tmp_path).predict(QUESTIONS), model.predict(QUESTIONS))

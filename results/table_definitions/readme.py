@@ -14,7 +14,7 @@ READ = {  # in this order
     "train.py": "`python train.py`: data, model, fit, report",
     "common/transformer.py": "attention, blocks, rotary positions: what all systems share",
     "common/loop.py": "`fit`: the training step, log, validation, checkpoint, resume",
-    "common/checkpoint.py": "files that are whole or not there; `from_pretrained`",
+    "common/checkpoint.py": "a run's folder: files that are whole or not there, one writer",
 }
 
 
