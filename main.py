@@ -1,6 +1,7 @@
 """Ask a trained nanoJEPA one question in a web page: its answer, the answers nearest to its prediction, what it read.
 
-    python main.py --run out/quick                        this machine only, http://127.0.0.1:7860 or the next free port
+    python main.py                                        the newest run under out/, http://127.0.0.1:7860 or the next port
+    python main.py --run out/quick                        a run by name; this machine only
     python main.py --run out/nanojepa --data-dir DIR      candidates are the answers of DIR/test.jsonl
     python main.py --run out/quick --host 0.0.0.0         other machines may ask, too
     python main.py --run out/quick --ask "Tom has 12 pears. Ana gives Tom 30 more pears. How many pears does Tom have?"
@@ -51,7 +52,7 @@ MARGIN = 0.05  # cos_own - cos_other on the test split below which a cosine dist
 class DemoConfig:
     """What the demo reads."""
 
-    run: str = opt("out/nanojepa", "folder of the trained run; RUN/best is one too")
+    run: str = opt("", "folder of the trained run; RUN/best is one too; none: the newest under out/")
     ask: str = opt("", "answer one question in the terminal and end; - reads one a line from standard input")
     data_dir: str = opt("", "the run's data, where it has moved: DIR/train.jsonl and DIR/test.jsonl")
     host: str = opt("127.0.0.1", "address to listen on; 0.0.0.0 lets other machines ask, too")
@@ -86,12 +87,23 @@ class Thought:
     message: str = ""
 
 
+def newest_run(folder: str = "out") -> str:
+    """The newest trained nanoJEPA below a folder."""
+    weights = [path.with_name("model.safetensors") for path in Path(folder).glob("*/config.json")]
+    weights = [path for path in weights if path.is_file()]
+    runs = [path for path in weights if read_json(path.with_name("config.json")).get("system") == "nanojepa"]
+    if not runs:
+        raise UserError(f"no trained run in {folder}/; train one with: python train.py --preset quick")
+    return str(max(runs, key=lambda path: path.stat().st_mtime).parent)
+
+
 def load_knowledge(model: NanoJEPA, data_dir: str = "", summary: dict | None = None) -> Knowledge:
     """From the run's data and its summary.json; without the data the candidates are the whole numbers to 100.
 
     A `data_dir` that was asked for and cannot be read is a UserError: it is not quietly replaced.
     """
-    config, threshold = model.config, (summary or {}).get("threshold", math.nan)
+    config, summary = model.config, summary or {}
+    threshold = math.nan if "coverage" in summary.get("not_measured", ()) else summary.get("threshold", math.nan)
     if data_dir:
         config = replace(config, dataset="pairs" if config.dataset == "pairs" else "gsm8k", data_dir=data_dir)
     try:
@@ -353,6 +365,7 @@ def answer_in_terminal(model: NanoJEPA, knowledge: Knowledge, text: str) -> None
 
 def main(argv: list[str] | None = None) -> None:
     config, _ = parse(DemoConfig, {}, __doc__.split("\n\n")[0], argv)
+    config = replace(config, run=config.run or newest_run())
     os.environ["HF_DATASETS_OFFLINE"] = "1"  # GSM8K from the local cache or --data-dir; the demo downloads no data
     model = load_run(config.run, resolve_device(config.device).device)
     knowledge = load_knowledge(model, config.data_dir, summary_of(config.run))

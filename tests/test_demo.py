@@ -308,3 +308,15 @@ def test_a_request_that_is_too_large_and_one_too_many_get_a_reason(address):
         for _ in range(10 * serving.QUEUE):
             urllib.request.urlopen(join, timeout=20).close()
     assert full.value.code == 503 and "Queue is full" in json.load(full.value)["detail"]
+
+
+def test_without_a_name_the_newest_run_below_out_is_asked(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no trained run in out/; train one with: python train.py --preset quick"):
+        main.newest_run()
+    for age, name in enumerate(("new", "old", "another system", "unfinished")):
+        config = replace(model.config, system="reasoner") if name == "another system" else model.config
+        save_model(model, config, f"out/{name}")
+        os.utime(f"out/{name}/model.safetensors", (1e9 - age, 1e9 - age))
+    os.remove("out/unfinished/model.safetensors")
+    assert main.newest_run() == os.path.join("out", "new")
