@@ -1,6 +1,6 @@
 """Ask a trained nanoJEPA one question in a web page: its answer, the answers nearest to its prediction, what it read.
 
-    python main.py                                        the newest run under out/, http://127.0.0.1:7860 or the next port
+    python main.py                                        the newest run below out/, at 127.0.0.1:7860 or the next port
     python main.py --run out/quick                        a run by name; this machine only
     python main.py --run out/nanojepa --data-dir DIR      candidates are the answers of DIR/test.jsonl
     python main.py --run out/quick --host 0.0.0.0         other machines may ask, too

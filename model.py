@@ -314,6 +314,6 @@ NanoJEPA.card = Card(
     limits="It answers questions like those of its training and knows nothing else; `main.py` says which these are. A "
     "high cosine is no proof of a correct answer.",
     use="from model import NanoJEPA\n\n"
-    'model = NanoJEPA.from_pretrained("{where}")\n'
+    "model = NanoJEPA.from_pretrained({where!r})\n"
     'print(model.answer(["Rosa has 87 books. Sam sells 54 of the books. How many books are left?"]))',
 )

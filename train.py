@@ -109,14 +109,14 @@ def plot(run: Path) -> None:
     )
 
 
-def final_evaluation(model: NanoJEPA, splits: dict[str, list[Example]]) -> dict:
+def final_evaluation(model: NanoJEPA | None, splits: dict[str, list[Example]], run: Path) -> dict:
     """The test split: exact match, retrieval and cosines beside their controls -> what summary.json has of it.
 
-    What cannot be measured is None, with its reason under "not_measured".
+    Without a `model` the run's is loaded. What cannot be measured is None, with its reason under "not_measured".
     """
-    model.eval()
     found, rows, missing = {}, [], {}
     with measuring("accuracy", missing):
+        model = (model or load_run(run)).eval()
         found, rows = accuracy(model, splits["test"], splits["train"])
     with measuring("alignment", missing):
         found |= alignment(model, splits["test"])[0]
@@ -231,7 +231,7 @@ def main(argv: list[str] | None = None) -> None:
         with measuring("the curves", {}):
             plot(run)
         if config.final_eval:
-            summary |= final_evaluation(load_run(run, device.device) if config.shard else model, splits)
+            summary |= final_evaluation(None if config.shard else model, splits, run)
             write_json(run / "summary.json", summary)
         say("\n" + report(summary, config, len(splits["test"])))
     distributed.close()

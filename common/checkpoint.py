@@ -10,6 +10,7 @@ import math
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterable
 from contextlib import contextmanager
 from dataclasses import asdict, fields
@@ -26,6 +27,7 @@ from torch import Tensor
 from common.options import UserError, fault, resumed
 
 RUN_FILES = (".json", ".jsonl", ".png", ".pt", ".safetensors", ".tmp")  # what scripts write into a run's folder
+RETIRED = {"compile"}  # options that earlier runs have in their config.json
 STATE, PREVIOUS = "state.pt", "state.previous.pt"  # what --resume needs; the second if the first is damaged
 
 
@@ -81,7 +83,7 @@ def write_json(path: str | Path, values: dict) -> None:
 def read_json(path: str | Path) -> dict:
     """A UserError names the file, and the line where it is no JSON."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8", errors="surrogateescape"))
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -102,6 +104,10 @@ def lock_run(run: Path) -> None:
         _locks.setdefault(run.resolve(), FileLock(run / ".lock", timeout=0)).acquire()
     except Timeout:
         raise UserError(f"{run} is being written by another training; wait for it, or give another --run") from None
+    except (NotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        print(f"{run}: this disk has no locks; nothing keeps a second training out", file=sys.stderr)
     for folder in (run, run / "best"):
         for path in folder.glob("*.tmp"):
             if re.fullmatch(r".+\.\d+\.tmp", path.name):
@@ -148,6 +154,7 @@ def read_config(folder: str | Path, cls, how: str, needed=("config.json", "model
         raise UserError(f"{folder / 'config.json'} holds no configuration; train the run anew")
     if values.get("system") != cls.system:
         raise UserError(f"{folder}: a checkpoint of system {values.get('system')!r}, not of {cls.system}")
+    values = {name: value for name, value in values.items() if name not in RETIRED}
     unknown = sorted(set(values) - {f.name for f in fields(cls)})
     if unknown:
         raise UserError(
@@ -158,7 +165,8 @@ def read_config(folder: str | Path, cls, how: str, needed=("config.json", "model
         reason = fault(f, value) if _is_like(value, f.default) else f"of the type of {f.default!r}"
         if reason:
             raise UserError(f"{folder / 'config.json'}: {f.name} is {value!r} and must be {reason}; train the run anew")
-    return cls(**{name: os.fsdecode(x.encode()) if isinstance(x, str) else x for name, x in values.items()})
+    as_path = {k: os.fsdecode(x.encode("utf-8", "surrogateescape")) for k, x in values.items() if isinstance(x, str)}
+    return cls(**values | as_path)
 
 
 def open_run(config, given: frozenset = frozenset()):

@@ -89,14 +89,17 @@ def measuring(what: str, missing: dict[str, str]):
 
 # ------------------------------------------------------------------------------------------- the monitor
 
+SECONDS_A_LINE = 10  # where progress is printed in lines, because no terminal shows a bar
+
 
 class Monitor:
     """Metrics averaged over the steps since the last log line: summed on the device, read at logging steps only."""
 
     def __init__(self, state, config: LoopConfig, distributed: Distributed, progress: dict, total: int):
         self.state, self.run, self.distributed, self.progress = state, Path(config.run), distributed, progress
-        quiet = not distributed.main
+        quiet = not (distributed.main and sys.stderr.isatty())  # a file gets lines, not a bar
         self.bar = tqdm(total=total, initial=state.step, disable=quiet, dynamic_ncols=True, unit="step", smoothing=0.05)
+        self.total, self.printed = total, 0.0
         self.sums, self.steps, self.since = defaultdict(float), 0, state.training.read()
         self.unchecked = []  # (step, its loss and gradient norm): on the device, not read yet
 
@@ -138,7 +141,11 @@ class Monitor:
         means["tokens_per_second"] = means.pop("tokens") * self.steps / (seconds - self.since)
         self.log(lr=lr, seconds=round(seconds, 3), window=self.steps, **means)
         speed = f"{means['tokens_per_second']:,.0f} tok/s"
-        self.bar.set_postfix_str(", ".join([*self.labelled(means, 3), f"lr {lr:.1e}", speed]))
+        shown = ", ".join([*self.labelled(means, 3), f"lr {lr:.1e}", speed])
+        self.bar.set_postfix_str(shown)
+        if self.bar.disable and self.distributed.main and seconds - self.printed > SECONDS_A_LINE:
+            print(f"step {self.state.step:,} of {self.total:,}: {shown}", file=sys.stderr, flush=True)
+            self.printed = seconds
         self.sums.clear()
         self.steps, self.since = 0, seconds
         return bool(sums[-1])

@@ -133,10 +133,12 @@ def load_state(state: TrainState, run: Path) -> str:
     for path in (run / STATE, run / PREVIOUS):
         try:
             restore(state, read_state(path, torch.device("cpu")))  # a GPU need not hold all of it
-        except UserError:
+        except (UserError, MemoryError, torch.OutOfMemoryError):
             raise
         except FileNotFoundError:
             damage.append(f"{path} is missing")
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror}); it may be whole") from None
         except Exception as error:  # of another object, of flipped bytes: torch and pickle raise a dozen types
             damage.append(f"{path} is damaged ({type(error).__name__})")
         else:
@@ -146,9 +148,14 @@ def load_state(state: TrainState, run: Path) -> str:
 
 def resume(state: TrainState, config: LoopConfig, distributed: Distributed) -> None:
     """Go on from the checkpoint; what was found damaged is printed."""
-    found = [load_state(state, Path(config.run))]
+    run = Path(config.run)
+    found = [load_state(state, run)]
+    if distributed.sum([float(state.step)])[0] != state.step * distributed.world:
+        raise UserError(f"the processes read checkpoints of different steps in {run}; is it the same disk for all?")
     if distributed.main:
-        found.append(truncate_log(Path(config.run), state.step))
+        if found[0]:  # else the next checkpoint would keep the damaged one as the one before it
+            (run / STATE).unlink(missing_ok=True)
+        found.append(truncate_log(run, state.step))
         print("".join(f"{sentence}\n" for sentence in found if sentence), end="", file=sys.stderr)
 
 

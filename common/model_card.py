@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 class Card:
     """What a system says of its models. `figures`: (key in summary.json, what it is, key of its control, what that is).
 
-    `use` is Python with {name} for the class and {where} for the folder or the name on the Hub.
+    `use` is Python with {name} for the class and {where!r} for the folder or the name on the Hub.
     """
 
     about: str

@@ -1,6 +1,7 @@
 """Models that load from a run's folder or the Hugging Face Hub alone, and are saved with a card."""
 
 import os
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
@@ -35,7 +36,8 @@ class PretrainedMixin:
         """Set `tokenizer` from the checkpoint, where there is one; find(name) -> path of one of its files."""
 
     def _save_pretrained(self, folder):
-        save_model(self, self.config, folder)
+        private = {f.name: f.default for f in fields(self.config) if f.name in ("run", "data_dir")}  # paths of here
+        save_model(self, replace(self.config, **private), folder)
 
     def save_pretrained(self, save_directory, **options):
         """As huggingface_hub's, with a model card from the run's own JSON."""

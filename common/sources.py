@@ -40,7 +40,9 @@ class Example:
 
 _NUMBER = re.compile(r"[-+]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d{1,2})?")
 _MINUS = str.maketrans(dict.fromkeys("−–‐‑‒﹣－", "-"))  # what people and their keyboards write for it
-_SCALE = re.compile(r"[\s-]?(?:k|hundred|thousand|million|billion|trillion|dozen)\b", re.I)
+_SCALE = re.compile(
+    r"[\s-]?(?:k|bn|mln|lakh|crore|(?:hundred|thousand|million|billion|trillion|dozen)s?|and a half)\b", re.I
+)
 
 
 def canonical(text: str) -> str | None:
@@ -70,7 +72,8 @@ def parse_answer(text: str) -> str | None:
     sign = re.sub(r"[\s:=~≈,\"'`*\[{($€£¥₹]", "", before[-1])
     # "No.5", "x-5", "Answer - 5": part of a word, a sign, or a dash?
     doubtful = len(before) > 1 and re.match(r"\Z|[-+]|\s*[-+]\s", before[-1])
-    if doubtful or sign not in ("", "+", "-") or _SCALE.match(line[end:]):
+    in_words = re.search(r"\b(?:minus|negative)\s*$", line[:first], re.I)
+    if doubtful or in_words or sign not in ("", "+", "-") or _SCALE.match(line[end:]):
         return None
     return canonical(sign + line[first:end])
 

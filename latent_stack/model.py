@@ -129,7 +129,7 @@ class LatentStack(
         figures=(("rougeL", "ROUGE-L F1 of the test split", "rougeL_shuffled", "given another text's idea"),),
         limits="An idea holds the topic of a text and few of its names and numbers.",
         use="from latent_stack.model import LatentStack\n\n"
-        'stack = LatentStack.from_pretrained("{where}")\n'
+        "stack = LatentStack.from_pretrained({where!r})\n"
         'z = stack.encode(["Ana: Shall we have lunch at noon? Tom: Yes, see you there!"])\n'
         "print(stack.generate(stack.think(z)))",
     )

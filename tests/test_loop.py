@@ -198,3 +198,14 @@ def test_a_checkpoint_holds_the_configuration_it_was_trained_with(tmp_path):
     trained(tmp_path / "run", epochs=1, lr=0.25)
     assert read_json(tmp_path / "run" / "config.json")["lr"] == 0.25
     assert not list((tmp_path / "run").glob("*.tmp"))
+
+
+def test_where_no_terminal_shows_a_bar_progress_is_a_line_in_some_seconds(tmp_path, capsys, monkeypatch):
+    """A log file had all of the bar's states in one endless line."""
+    monkeypatch.setattr("common.log.SECONDS_A_LINE", -1)
+    trained(tmp_path / "run", epochs=1)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[0] for line in lines] == [f"step {n} of {STEPS}" for n in (2, 4, 6)]
+    monkeypatch.setattr("common.log.SECONDS_A_LINE", 1000)
+    trained(tmp_path / "quiet", epochs=1)
+    assert not capsys.readouterr().err

@@ -173,6 +173,28 @@ def test_no_flipped_byte_of_a_checkpoint_goes_unnoticed_or_matters(broken, where
     assert same(*moments)
 
 
+@pytest.mark.parametrize("error", (PermissionError(13, "Permission denied"), MemoryError()))
+def test_a_checkpoint_that_cannot_be_read_now_is_not_called_damaged(tmp_path, broken, monkeypatch, error):
+    """Out of memory, the advice was to start anew with --overwrite."""
+
+    def read(*_):
+        raise error
+
+    monkeypatch.setattr("common.loop.read_state", read)
+    with pytest.raises((UserError, MemoryError)) as caught:
+        trained(Path(shutil.copytree(broken, tmp_path / "run")), save_every=5, resume=True)
+    assert "damaged" not in str(caught.value)
+
+
+def test_a_damaged_checkpoint_does_not_become_the_one_before(tmp_path, broken):
+    """A kill between the two renames of the next save would have left nothing that resumes."""
+    run = Path(shutil.copytree(broken, tmp_path / "run"))
+    (run / "state.pt").write_bytes(b"")
+    with pytest.raises(Killed):
+        trained(run, interrupted_by(Killed(), 15), save_every=14, resume=True)
+    assert [torch.load(run / name, weights_only=True)["step"] for name in ("state.pt", "state.previous.pt")] == [14, 12]
+
+
 def test_a_run_whose_checkpoints_are_both_damaged_is_refused(tmp_path, broken):
     run = Path(shutil.copytree(broken, tmp_path / "run"))
     for name in ("state.pt", "state.previous.pt"):
