@@ -11,7 +11,7 @@
     rows      rows of JSONL, most of them broken: each is read, skipped and counted, or refused in one line
     options   values that an option may or may not take: each is taken, or refused in one line
 
-Writes results/reliability.json.
+Writes results/reliability.json, beside what other calls wrote.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ import torch
 
 from bench import demo_load
 from bench.measure import ROOT
-from common.checkpoint import is_started, read_config, read_state, weights_hash, write_json
+from common.checkpoint import is_started, read_config, read_json, read_state, weights_hash, write_json
 from common.log import read_log
 from common.options import UserError, opt, parse, run_main
 from common.programs import program_of
@@ -269,13 +269,17 @@ def main(argv: list[str] | None = None) -> None:
             measures[f"kills, {name}"] = partial(kills, words, config.kills, rng)
         if config.damages and name != "latent-stack":
             measures[f"damage, {name}"] = partial(damage, name, config.damages, rng)
-    measures |= {"rows": partial(rows, config.rows, rng), "options": partial(options, config.options, rng)}
+    if config.rows:
+        measures["rows"] = partial(rows, config.rows, rng)
+    if config.options:
+        measures["options"] = partial(options, config.options, rng)
     if config.demo:
         measures["load"] = partial(demo_load.measure, config.demo, config.clients, config.seconds)
     for name, measure in measures.items():
         result[name] = measure()
         print(f"{name}: {json.dumps(result[name])}", flush=True)
-    write_json(config.out, {"seed": config.seed, "clients": config.clients, "load_seconds": config.seconds, **result})
+    before = read_json(config.out) if Path(config.out).is_file() else {}  # of other systems: it stays
+    write_json(config.out, before | {"clients": config.clients, "load_seconds": config.seconds, **result})
 
 
 if __name__ == "__main__":

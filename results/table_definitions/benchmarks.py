@@ -1,7 +1,7 @@
 """The tables of results/README.md on human-written problems, and on questions that a person types."""
 
 from common.stats import wilson
-from results.tables import interval, load, number, plus_minus, table
+from results.tables import get, interval, load, number, plus_minus, table, with_ci
 
 BENCHMARKS = {"mawps": "MAWPS", "asdiv": "ASDiv-A", "svamp": "SVAMP"}
 # Answer accuracy in per cent, from the table in MWPToolkit's repository (LYH-YF/MWPToolkit; Lan et al. 2021, arXiv
@@ -33,6 +33,7 @@ def benchmarks() -> str:
             ("**latent model**, decoded from ẑ", "latent", "exact_match_decoded"),
             ("latent model, nearest training program", "latent", "exact_match_nearest"),
             ("language model, same size and steps", "language model", "exact_match_decoded"),
+            ("language model with LLM-JEPA's loss", "llm-jepa", "exact_match_decoded"),
             ("bag of words and pairs of words", "bag of words", "exact_match_decoded"),
             ("majority program", "majority program", "exact_match_decoded"),
             ("equations: latent model, decoded", "latent", "equation_decoded"),
@@ -52,6 +53,7 @@ def benchmark_controls() -> str:
             ("latent model", "latent", "exact_match_decoded"),
             ("given the latent of another program", "latent", "another question's latent, exact_match_decoded"),
             ("before training", "latent", "untrained, exact_match_decoded"),
+            ("λ = 0: no cosine loss", "lambda 0", "exact_match_decoded"),
             ("words of the question in another order", "latent", "shuffled, exact_match_decoded"),
             ("without the last sentence", "latent", "without the last sentence, exact_match_decoded"),
             ("language model, words in another order", "language model", "shuffled, exact_match_decoded"),
@@ -100,7 +102,21 @@ def llm_jepa() -> str:
     )
 
 
+def gsm8k_programs() -> str:
+    """Programs in latent space on GSM8K, beside constants."""
+    rows = []
+    for label, run in (("GSM8K", "gsm8k-programs"), ("GSM8K, MAWPS and ASDiv-A", "gsm8k-programs-more")):
+        file = f"{run}/accuracy.json"
+        measures = ("exact_match_decoded", "exact_match_nearest", "equation_decoded")
+        constants = ("majority_program_exact_match", "constant_best_on_test")
+        rows.append([label, *(with_ci(file, key, ".1%") for key in measures)])
+        rows[-1] += [number(get(file, key), ".1%") for key in constants]
+    header = ["trained on", "decoded", "nearest program", "equation decoded", "majority program", "oracle constant"]
+    return table(header, rows)
+
+
 TABLES = {
+    "notebook-gsm8k-programs": gsm8k_programs,
     "notebook-llm-jepa": llm_jepa,
     "notebook-benchmarks": benchmarks,
     "notebook-benchmark-controls": benchmark_controls,

@@ -50,7 +50,8 @@ def verdicts() -> str:
         ],
         [
             "Does it solve GSM8K from scratch?",
-            f"**No**: {with_ci(gsm8k, 'exact_match_decoded', '.1%')}",
+            f"**No**: {with_ci(gsm8k, 'exact_match_decoded', '.1%')}; programs in the latent "
+            f"{with_ci('gsm8k-programs/accuracy.json', 'exact_match_decoded', '.1%')}",
             f"oracle constant {percent(get(gsm8k, 'constant_best_on_test'))}",
         ],
         [
