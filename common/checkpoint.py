@@ -77,13 +77,13 @@ def write_json(path: str | Path, values: dict) -> None:
     """Write a dict as strict JSON, atomically."""
     text = strict_json(values, indent=2) + "\n"
     with atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # JSON's escape of an undecodable byte
 
 
 def read_json(path: str | Path) -> dict:
     """A UserError names the file, and the line where it is no JSON."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8", errors="surrogateescape"))
+        return json.loads(Path(path).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from None
     except (OSError, UnicodeDecodeError) as error:

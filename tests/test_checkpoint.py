@@ -107,8 +107,10 @@ def test_what_is_no_json_is_named_with_its_line(tmp_path):
     (tmp_path / "a.json").write_text('{\n  "x": 1,\n  oops\n}')
     with pytest.raises(UserError, match="a.json:3: not valid JSON"):
         read_json(tmp_path / "a.json")
-    with pytest.raises(UserError, match="absent.json: cannot be read"):
-        read_json(tmp_path / "absent.json")
+    (tmp_path / "b.json").write_bytes(b'{"x": "\xff"}')
+    for name in ("b.json", "absent.json"):
+        with pytest.raises(UserError, match=f"{name}: cannot be read"):
+            read_json(tmp_path / name)
 
 
 # ----------------------------------------------------------------------------------------- run folders

@@ -115,7 +115,19 @@ def gsm8k_programs() -> str:
     return table(header, rows)
 
 
+def parts_of_quick() -> str:
+    """How soon `quick` is at 95% without one of its parts."""
+    rows = []
+    for name, run in load("parts.json")["runs"].items():
+        points = [(point["examples"], point["exact_match"][0]) for point in run["curve"]]
+        soonest = next((f"{n:,}" for n, correct in points if correct >= 0.95), "not reached")
+        found = run["exact_match_decoded"]
+        rows.append([name, soonest, number(points[-1][1], ".1%"), number(found["mean"], ".1%")])
+    return table(["", "training problems until 95% of validation", "validation at the end", "test"], rows)
+
+
 TABLES = {
+    "notebook-parts": parts_of_quick,
     "notebook-gsm8k-programs": gsm8k_programs,
     "notebook-llm-jepa": llm_jepa,
     "notebook-benchmarks": benchmarks,
