@@ -151,7 +151,7 @@ def test_under_load_every_answer_of_the_demo_is_the_one_of_the_question_alone(tr
 
 def test_faults_on_purpose_are_survived(tmp_path):
     """The short form of what results/reliability.json has of many more."""
-    words = "--systems nanojepa --kills 1 --damages 10 --rows 300 --options 60 --out".split()
+    words = "--systems nanojepa --kills 1 --damages 6 --rows 300 --options 60 --out".split()
     call(reliability, *words, tmp_path / "reliability.json")
     found = json.loads((tmp_path / "reliability.json").read_text(encoding="utf-8"))
     killed = found["kills, nanojepa"]
