@@ -343,7 +343,7 @@ def main(argv: list[str] | None = None) -> None:
 
     rows_name = output_name("predictions", model, config)
     data = {"dataset": "gsm8k" if config.data_dir else model.config.dataset}
-    data["data_dir"] = config.data_dir or model.config.data_dir
+    data["data_dir"] = Path(config.data_dir or model.config.data_dir).name  # figures are shared, paths are one's own
     write_json(run / f"{name}.json", {"split": config.split, **data, **result})
     with atomic(run / f"{rows_name}.jsonl") as path:
         path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")

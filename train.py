@@ -129,7 +129,7 @@ def final_evaluation(model: NanoJEPA | None, splits: dict[str, list[Example]], r
     return summary
 
 
-def test_split(summary: dict, config: Config, n_test: int) -> list[str]:
+def describe_test_split(summary: dict, config: Config, n_test: int) -> list[str]:
     """Lines on the test split, each figure beside its control."""
     unseen = ", operand pairs never seen in training" if config.dataset == "wordproblems" else ""
     low, high = summary.get("exact_match_ci95") or (0, 0)
@@ -157,7 +157,7 @@ def test_split(summary: dict, config: Config, n_test: int) -> list[str]:
 
 def report(summary: dict, config: Config, n_test: int) -> str:
     """What training prints last: the test split beside its controls, and where the run is."""
-    run, lines = config.run, test_split(summary, config, n_test) if config.final_eval else []
+    run, lines = config.run, describe_test_split(summary, config, n_test) if config.final_eval else []
     speed = f"{summary['examples_per_second']:,.0f} examples/s"
     lines += [
         f"trained {summary['steps']:,} steps in {summary['train_seconds']:.0f} s, {speed}",

@@ -278,9 +278,9 @@ def test_a_saved_model_answers_the_same_from_its_folder_alone(tmp_path):
 
 
 def test_the_hubs_way_of_saving_gives_the_same_model_and_no_path_of_this_machine(tmp_path):
-    model = tiny_model(run="/home/ana/out/run", data_dir="/home/ana/data").eval()
+    model = tiny_model(run=str(tmp_path / "run"), data_dir=str(tmp_path / "data")).eval()
     model.save_pretrained(tmp_path)
-    assert "/home/ana" not in (tmp_path / "config.json").read_text(encoding="utf-8")
+    assert str(tmp_path) not in (tmp_path / "config.json").read_text(encoding="utf-8")
     assert torch.equal(NanoJEPA.from_pretrained(tmp_path).predict(QUESTIONS), model.predict(QUESTIONS))
 
 
