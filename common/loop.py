@@ -166,8 +166,8 @@ def resume(state: TrainState, config: LoopConfig, distributed: Distributed) -> N
 def interruptible(processes: int = 1):
     """Collect SIGINT and SIGTERM in the list it yields: the step in progress ends, and a checkpoint follows.
 
-    A second one does not wait for that: it is a KeyboardInterrupt at once. A Ctrl-C reaches each of several processes
-    twice, from the terminal and from torchrun.
+    A second one does not wait for that: it is a KeyboardInterrupt at once. A Ctrl-C may reach each of several processes
+    twice, from the terminal and from what started them.
     """
     received = []
 

@@ -36,7 +36,9 @@ class PretrainedMixin:
         """Set `tokenizer` from the checkpoint, where there is one; find(name) -> path of one of its files."""
 
     def _save_pretrained(self, folder):
-        private = {f.name: f.default for f in fields(self.config) if f.name in ("run", "data_dir")}  # paths of here
+        private = {
+            f.name: f.default for f in fields(self.config) if f.name in ("run", "data_dir", "init")
+        }  # paths of here
         save_model(self, replace(self.config, **private), folder)
 
     def save_pretrained(self, save_directory, **options):
