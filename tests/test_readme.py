@@ -36,7 +36,7 @@ def commands(readme: str) -> list[list[str]]:
     fenced = [
         code for language, code in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.S | re.M) if language in ("", "bash")
     ]
-    code = "\n".join(fenced + re.findall(r"^    (\S.*)$", text, re.M))
+    code = "\n".join(fenced + re.findall(r"^    ( *\S.*)$", text, re.M))
     code = code.replace("\\\n", " ")
     found = []
     for line in code.splitlines():
@@ -45,7 +45,7 @@ def commands(readme: str) -> list[list[str]]:
             part = part.replace("python reasoner", "python -m reasoner").replace(
                 "python latent_stack", "python -m latent_stack"
             )
-            if part.startswith("python "):
+            if part.startswith("python ") and not part.startswith("python -c "):  # no script of this project
                 found.append(shlex.split(part)[1:])
     return found
 
