@@ -21,6 +21,8 @@ from common.options import UserError
 from common.sources import Example
 from common.tokenizers import train_tokenizer
 from common.word_problems import word_problems
+from demo import answer
+from demo.page import build, newest_runs
 from model import NanoJEPA
 
 QUESTION = "Tom has 12 pears. Ana gives Tom 7 more. How many pears are there now?"
@@ -33,12 +35,12 @@ def model():
 
 @pytest.fixture(scope="module")
 def candidates(model):
-    return main.candidates_of(model, [str(i) for i in range(40)], "the whole numbers to 39")
+    return answer.candidates_of(model, [str(i) for i in range(40)], "the whole numbers to 39")
 
 
 @pytest.fixture(scope="module")
 def knowledge(candidates):
-    return main.Knowledge(candidates)
+    return answer.Knowledge(candidates)
 
 
 @pytest.fixture
@@ -71,9 +73,9 @@ def launched(run, monkeypatch):
 
 
 def test_the_same_question_gets_the_same_answer_whatever_was_asked_between(model, knowledge):
-    first = main.think(model, knowledge, QUESTION)
-    assert first.answer and main.think(model, knowledge, "How old is Ben?").tokens != first.tokens
-    assert main.think(model, knowledge, QUESTION) == first
+    first = answer.think(model, knowledge, QUESTION)
+    assert first.answer and answer.think(model, knowledge, "How old is Ben?").tokens != first.tokens
+    assert answer.think(model, knowledge, QUESTION) == first
 
 
 @pytest.mark.parametrize("mask", ("jepa", "causal"))
@@ -81,71 +83,71 @@ def test_the_answer_never_exceeds_max_new_tokens(mask, knowledge, monkeypatch):
     model = tiny_model(max_new_tokens=3, block_size=64, mask=mask).eval()
     lengths, decode = [], model.tokenizer.decode
     monkeypatch.setattr(model.tokenizer, "decode", lambda ids: lengths.append(len(ids)) or decode(ids))
-    main.think(model, knowledge, QUESTION)
+    answer.think(model, knowledge, QUESTION)
     assert lengths[0] == 3  # the untrained model does not stop by itself: the limit stops it
 
 
 def test_a_causal_run_answers_from_the_question_not_from_a_latent(monkeypatch):
     model = tiny_model(mask="causal", block_size=64).eval()
-    knowledge = main.Knowledge(main.candidates_of(model, ["1", "2"], "two"))
+    knowledge = answer.Knowledge(answer.candidates_of(model, ["1", "2"], "two"))
     monkeypatch.setattr(model, "decode", lambda *a, **k: pytest.fail("decoded from z_hat"))
-    assert main.think(model, knowledge, QUESTION).answer == model.answer([QUESTION])[0]
+    assert answer.think(model, knowledge, QUESTION).answer == model.answer([QUESTION])[0]
 
 
 def test_a_question_that_fills_the_context_is_answered_and_one_token_more_is_not(model, knowledge):
     fits = QUESTION + "?" * (64 - 1 - len(model.tokenizer.encode([QUESTION])[0]))
-    assert len(main.think(model, knowledge, fits).tokens) == 64  # exactly block_size with [PRED]
-    refused = main.think(model, knowledge, fits + "?")
-    assert refused == main.Thought(message=refused.message) and "65 tokens" in refused.message
+    assert len(answer.think(model, knowledge, fits).tokens) == 64  # exactly block_size with [PRED]
+    refused = answer.think(model, knowledge, fits + "?")
+    assert refused == answer.Thought(message=refused.message) and "65 tokens" in refused.message
 
 
 def test_a_question_of_a_megabyte_is_refused_before_it_is_read(model, knowledge, monkeypatch):
     """Ten of them took 400 MB: each became a quarter of a million tokens first."""
     monkeypatch.setattr(model, "tokenize", lambda texts: pytest.fail("tokenized"))
-    longest = main.max_characters(model)
-    refused = main.think(model, knowledge, "x" * (longest + 1))
-    assert refused == main.Thought(message=refused.message)
+    longest = answer.max_characters(model)
+    refused = answer.think(model, knowledge, "x" * (longest + 1))
+    assert refused == answer.Thought(message=refused.message)
     assert f"{longest + 1:,} characters, and the model reads {longest:,} at most" in refused.message
 
 
 def test_an_empty_and_a_wordless_question_each_get_their_own_message_and_no_answer(model, knowledge):
-    refused = [main.think(model, knowledge, question) for question in ("", " \n", None, "12 + 7 = ?")]
-    assert all(thought == main.Thought(message=thought.message) and thought.message for thought in refused)
+    refused = [answer.think(model, knowledge, question) for question in ("", " \n", None, "12 + 7 = ?")]
+    assert all(thought == answer.Thought(message=thought.message) and thought.message for thought in refused)
     empty, blank, none, wordless = (thought.message for thought in refused)
     assert empty == blank == none != wordless
 
 
 def test_the_nearest_answers_are_sorted_and_their_cosines_and_the_control_are_cosines(model, candidates, knowledge):
-    thought = main.think(model, knowledge, QUESTION)
+    thought = answer.think(model, knowledge, QUESTION)
     cosines = [cos for _, cos in thought.nearest]
     every = cosine(model.predict([QUESTION]), model.encode(candidates.texts))
-    assert len(cosines) == main.TOP and cosines == sorted(cosines, reverse=True)
+    assert len(cosines) == answer.TOP and cosines == sorted(cosines, reverse=True)
     assert all(-1 <= cos <= 1 for cos in cosines) and cosines[0] == pytest.approx(float(every.max()), abs=1e-5)
     assert cosines[-1] > thought.control == pytest.approx(float(every.mean()), abs=1e-5)
     assert thought.nearest[0][0] == candidates.texts[int(every.argmax())]
 
 
 def test_the_tokens_shown_spell_the_question_and_end_in_pred(model, knowledge):
-    *pieces, last = (piece for piece, _ in main.think(model, knowledge, QUESTION).tokens)
+    *pieces, last = (piece for piece, _ in answer.think(model, knowledge, QUESTION).tokens)
     assert last == "[PRED]" and "".join(pieces).replace(" ", "") == QUESTION.replace(" ", "")
 
 
 def test_half_an_emoji_is_answered(model, knowledge):
     """It made the tokenizer raise."""
-    assert main.think(model, knowledge, "half an emoji \ud83c").answer
+    assert answer.think(model, knowledge, "half an emoji \ud83c").answer
 
 
 def test_candidates_are_the_test_answers_or_whole_numbers_if_the_data_is_not_here(model, tmp_path, capsys):
-    found = main.load_knowledge(model)
-    assert "different answers of the test split" in found.candidates.source and len(found.examples) == main.N_EXAMPLES
-    gone = main.load_knowledge(tiny_model(dataset="gsm8k", data_dir=str(tmp_path / "gone")).eval())
+    found = answer.load_knowledge(model)
+    assert "different answers of the test split" in found.candidates.source and len(found.examples) == answer.N_EXAMPLES
+    gone = answer.load_knowledge(tiny_model(dataset="gsm8k", data_dir=str(tmp_path / "gone")).eval())
     assert gone.candidates.texts == [str(i) for i in range(101)] and gone.world is None and not gone.examples
     assert "gone" in capsys.readouterr().out
 
 
 def test_candidates_that_were_asked_for_by_hand_are_not_quietly_replaced(model, tmp_path):
     with pytest.raises(UserError, match="typo"):
-        main.load_knowledge(model, str(tmp_path / "typo"))
+        answer.load_knowledge(model, str(tmp_path / "typo"))
 
 
 # ---------------------------------------------------------------------------------------- its limits
@@ -156,7 +158,7 @@ PROBLEMS = word_problems("train", 200)
 @pytest.fixture(scope="module")
 def sure(model, candidates):
     """Knowledge under which every gap is wide enough."""
-    return main.Knowledge(candidates, main.world_of(model, {"train": PROBLEMS, "val": PROBLEMS}), 0.0)
+    return answer.Knowledge(candidates, answer.world_of(model, {"train": PROBLEMS, "val": PROBLEMS}), 0.0)
 
 
 @pytest.fixture
@@ -170,7 +172,7 @@ def z_hat_to_nearest(model, z_hat) -> int:
 
 
 def test_a_question_like_those_of_training_is_answered(model, sure, agreeing):
-    thought = main.think(model, sure, PROBLEMS[0].question)
+    thought = answer.think(model, sure, PROBLEMS[0].question)
     assert thought.doubt == "" and thought.answer == thought.nearest[0][0]
 
 
@@ -183,21 +185,21 @@ def test_a_question_like_those_of_training_is_answered(model, sure, agreeing):
     ),
 )
 def test_what_training_never_held_is_not_answered(model, sure, agreeing, question, doubt):
-    thought = main.think(model, sure, question)
-    assert doubt in thought.doubt and "I do not know" in main.show(thought, sure.candidates)
+    thought = answer.think(model, sure, question)
+    assert doubt in thought.doubt and "I do not know" in answer.show(thought, sure.candidates)
 
 
 @pytest.mark.parametrize(
     "threshold, doubt", ((1.5, "the second candidate is too near"), (None, "no confidence was high"))
 )
 def test_an_unsure_prediction_is_not_answered(model, sure, agreeing, threshold, doubt):
-    thought = main.think(model, replace(sure, threshold=threshold), PROBLEMS[0].question)
+    thought = answer.think(model, replace(sure, threshold=threshold), PROBLEMS[0].question)
     assert doubt in thought.doubt
 
 
 def test_read_outs_that_disagree_are_not_answered(model, sure, monkeypatch):
     monkeypatch.setattr(NanoJEPA, "decode", lambda self, z_hat: ["77"])
-    assert "the two read-outs disagree: decoded 77" in main.think(model, sure, PROBLEMS[0].question).doubt
+    assert "the two read-outs disagree: decoded 77" in answer.think(model, sure, PROBLEMS[0].question).doubt
 
 
 def test_the_world_of_training_is_summed_up_and_strange_words_and_numbers_are_marked():
@@ -210,7 +212,7 @@ def test_the_world_of_training_is_summed_up_and_strange_words_and_numbers_are_ma
 
 
 def test_ask_prints_the_answer_alone_on_its_last_line(run, monkeypatch):
-    monkeypatch.setattr(main, "think", lambda *a: main.Thought(answer="5", doubt="it is odd" * ("Paris" in a[-1])))
+    monkeypatch.setattr(answer, "think", lambda *a: answer.Thought(answer="5", doubt="it is odd" * ("Paris" in a[-1])))
     for question, last in (("Tom has 2 pears.", "5"), ("Paris?", "I do not know")):
         assert call(main, "--run", run, "--device", "cpu", "--ask", question).stdout.splitlines()[-1] == last
 
@@ -225,17 +227,23 @@ def test_ask_reads_questions_from_standard_input(run, monkeypatch):
 # ---------------------------------------------------------------------------------------------- the page
 
 
+def page_of(model, knowledge):
+    return build({"nanojepa": answer.AnswerTab("out/run", model, knowledge, "about", answer.max_characters(model))})
+
+
 def test_the_page_has_the_examples_and_reports_to_nobody(model, candidates):
-    page = main.build(model, main.Knowledge(candidates, examples=(Example(QUESTION, "19"),)), "about")
+    page = page_of(model, answer.Knowledge(candidates, examples=(Example(QUESTION, "19"),)))
     assert QUESTION in str(page.get_config_file()) and not page.analytics_enabled
 
 
 def test_what_a_model_writes_is_shown_as_text_not_as_markup(candidates):
-    thought = main.Thought(answer="<b>7</b>", nearest=(("<i>8</i>", 0.5),), control=0.25)
-    html = main.show(thought, candidates)
+    thought = answer.Thought(answer="<b>7</b>", nearest=(("<i>8</i>", 0.5),), control=0.25)
+    html = answer.show(thought, candidates)
     assert "&lt;b&gt;7" in html and "&lt;i&gt;8" in html and "0.500" in html and "0.250" in html
-    assert "✓" in main.show(main.Thought(answer="7"), candidates, "7.0") and "✗" in main.show(thought, candidates, "7")
-    assert 'role="alert"' in main.show(main.Thought(message="no"), candidates)
+    assert "✓" in answer.show(answer.Thought(answer="7"), candidates, "7.0") and "✗" in answer.show(
+        thought, candidates, "7"
+    )
+    assert 'role="alert"' in answer.show(answer.Thought(message="no"), candidates)
 
 
 @pytest.mark.parametrize(
@@ -252,7 +260,7 @@ def test_what_a_model_writes_is_shown_as_text_not_as_markup(candidates):
 def test_the_page_says_what_its_cosines_are_worth(summary, changes, words, run):
     if summary:
         write_json(run / "summary.json", summary)
-    assert words in main.describe(tiny_model(**changes), run)
+    assert words in answer.describe(tiny_model(**changes), run)
 
 
 def test_main_binds_to_loopback_unless_asked_otherwise_and_shares_nothing(launched):
@@ -274,8 +282,8 @@ def test_a_port_that_cannot_be_had_is_one_line_not_a_traceback(launched):
 @pytest.fixture
 def address(model, knowledge, run):
     """The page of the tiny model, served on a free port."""
-    page = main.build(model, knowledge, "about")
-    yield serving.launch(page, "127.0.0.1", 0, main.CSS, max_bytes=4096).rstrip("/")
+    page = page_of(model, knowledge)
+    yield serving.launch(page, "127.0.0.1", 0, answer.CSS, max_bytes=4096).rstrip("/")
     page.close(verbose=False)
 
 
@@ -290,7 +298,9 @@ def status_of(url: str, body: bytes | None = None) -> tuple[int, str]:
 
 def test_the_server_answers_the_page_and_takes_and_gives_no_files(address, model, knowledge, tmp_path):
     """gradio takes a file from anybody and serves it again."""
-    assert Client(address).ask(QUESTION)[0] == main.show(main.think(model, knowledge, QUESTION), knowledge.candidates)
+    assert Client(address).ask(QUESTION)[0] == answer.show(
+        answer.think(model, knowledge, QUESTION), knowledge.candidates
+    )
     assert [status_of(f"{address}{path}")[0] for path in ("/", "/config", "/theme.css")] == [200] * 3
     for path in ("upload", "component_server", "run/ask", "call/ask", "process_recording", "vibe-edit", "stream/1"):
         assert status_of(f"{address}/gradio_api/{path}", b"{}") == (404, "This server answers questions only.")
@@ -313,10 +323,10 @@ def test_a_request_that_is_too_large_and_one_too_many_get_a_reason(address):
 def test_without_a_name_the_newest_run_below_out_is_asked(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="no trained run in out/; train one with: python train.py --preset quick"):
-        main.newest_run()
+        newest_runs()
     for age, name in enumerate(("new", "old", "another system", "unfinished")):
         config = replace(model.config, system="reasoner") if name == "another system" else model.config
         save_model(model, config, f"out/{name}")
         os.utime(f"out/{name}/model.safetensors", (1e9 - age, 1e9 - age))
     os.remove("out/unfinished/model.safetensors")
-    assert main.newest_run() == os.path.join("out", "new")
+    assert newest_runs() == {"nanojepa": os.path.join("out", "new")}

@@ -1,0 +1,1 @@
+"""The page of `python main.py`, a tab a system. It stands above the systems; none of them imports it."""

@@ -1,0 +1,78 @@
+"""One page, a tab a system: what each trained run below out/ makes of an input that a person types.
+
+A tab is a module with
+
+    NAME, SYSTEM, WEIGHTS          its title; the `system` in config.json of its runs; the file that a trained one has
+    TRAIN                          the command that trains one
+    CSS, ABOUT                     of its own elements; one sentence on what is predicted from what
+    load(run, data_dir, device)    -> tab: the model and what an input is held against; `tab.max_characters` of an input
+    ask(tab, text)                 -> lines for the terminal, the answer in the last one; UserError if there is none
+    build(tab)                     the elements of the tab, inside an open gr.Blocks
+
+and loaded only if it has a run; a tab without a run prints how to train one.
+"""
+
+import os
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from common.checkpoint import read_json
+from common.options import UserError
+from demo import answer
+
+TABS = (answer,)
+
+CSS = """
+.gradio-container { width: 100%; max-width: 1120px !important; margin: 0 auto !important; }
+.about, .label { opacity: .75; }
+.message { padding: .6rem .8rem; border-left: 4px solid #D55E00; background: var(--background-fill-primary); }
+"""
+
+
+def system_of(run: str | Path) -> str:
+    """The system that a run's configuration names."""
+    path = Path(run) / "config.json"
+    if not path.is_file():
+        raise UserError(f"no config.json in {run}: it is no run of a training")
+    return read_json(path).get("system", "")
+
+
+def tab_of(run: str | Path) -> ModuleType:
+    """The tab that shows a run."""
+    system = system_of(run)
+    for tab in TABS:
+        if tab.SYSTEM == system:
+            return tab
+    raise UserError(f"{run} was trained by {system or 'another program'}, which has no tab here")
+
+
+def newest_runs(folder: str = "out") -> dict[str, str]:
+    """{system: its newest trained run below a folder}."""
+    found = {}
+    for tab in TABS:
+        weights = sorted(Path(folder).glob(f"*/{tab.WEIGHTS}"), key=lambda path: path.stat().st_mtime)
+        runs = [str(Path(folder, path.relative_to(folder).parts[0])) for path in weights]
+        runs = [run for run in runs if Path(run, "config.json").is_file() and system_of(run) == tab.SYSTEM]
+        found |= {tab.SYSTEM: runs[-1]} if runs else {}
+    if not found:
+        raise UserError(f"no trained run in {folder}/; train one with: {TABS[0].TRAIN}")
+    return found
+
+
+def build(loaded: dict[str, Any]) -> Any:
+    """{system: what its module loaded} -> gr.Blocks."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # gradio reads it when it is imported
+    import gradio as gr
+
+    with gr.Blocks(title="nanoJEPA") as page:
+        gr.Markdown("# nanoJEPA")
+        with gr.Tabs():
+            for tab in TABS:
+                with gr.Tab(tab.NAME):
+                    if tab.SYSTEM in loaded:
+                        gr.Markdown(tab.ABOUT, elem_classes="about")
+                        tab.build(loaded[tab.SYSTEM])
+                    else:
+                        gr.Markdown(f"{tab.ABOUT}  \nNo trained run yet. Train one with `{tab.TRAIN}`")
+    return page
