@@ -95,9 +95,9 @@ class EvalConfig:
 
     run: str = opt("out/latent-quick", "folder of the trained run")
     what: str = opt("summaries", "the experiment", EXPERIMENTS)
-    text: str = opt("", "rewrite this text instead ( - reads it from stdin)")
+    text: str = opt("", "generate from this text's idea instead ( - reads the text from stdin)")
     data_dir: str = opt("", "folder of the data [what the run was trained on]")
-    limit: int = opt(0, "use the first N test texts only, 10 or more (0: all)", low=0)
+    limit: int = opt(0, "use the first N test texts only, 10 or more (0: all; --text: 300)", low=0)
     clusters: int = opt(8, "cluster, map: number of clusters", low=2)
     seed: int = opt(0, "seed of controls, bootstrap, clusters and the random middle model", low=0)
     device: str = opt("auto", "auto, cpu, cuda, cuda:N or mps; auto takes the best one present")

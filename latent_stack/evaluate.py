@@ -9,9 +9,11 @@
     python -m latent_stack.evaluate --run out/latent-quick --text "Ana: hi! …"    a text given by hand
     cat chat.txt | python -m latent_stack.evaluate --run out/latent-quick --text -    or on stdin
 
-Writes <what>.json, and figures, into the run's folder; for other data than the run's own, <what>-NAME.json.
+Writes <what>.json, and figures, into the run's folder; for other data than the run's own, <what>-NAME.json. For --text
+it prints the test texts whose ideas are nearest, and on the last line what is generated from the text's idea alone.
 """
 
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +26,7 @@ from latent_stack.experiments import cluster, interpolate, middle, neighbours, s
 from latent_stack.experiments import map as idea_map
 from latent_stack.model import load_run
 from latent_stack.pairs import load_pairs
+from latent_stack.trace import ideas_at_hand, report
 
 RUN = {
     "summaries": summaries.run,
@@ -42,7 +45,8 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("--text: the text is empty")
     model = load_run(config.run, resolve_device(config.device).device)
     if text:
-        print(model.rewrite([text])[0])
+        os.environ["HF_DATASETS_OFFLINE"] = "1"  # the run's data if it is at hand; nothing is downloaded for a text
+        print(report(model, text, *ideas_at_hand(model, config.data_dir, config.limit)))
         return
 
     data_dir = config.data_dir or model.config.data_dir

@@ -270,6 +270,11 @@ class LatentStack(
                 f"{n_truncated} of {len(texts)} texts are longer than {self.backbones.max_input} tokens; "
                 "their rest is not read"
             )
+        return self.encode_ids(ids, batch_size)
+
+    @torch.no_grad()
+    def encode_ids(self, ids: list[list[int]], batch_size: int = 32) -> Tensor:
+        """B texts as the encoder's token ids -> z_in (B, D)."""
         order, z = np.argsort([len(row) for row in ids], kind="stable"), []
         for i in range(0, len(order), batch_size):  # like lengths together
             input_ids, attention_mask = self.backbones.pad([ids[j] for j in order[i : i + batch_size]])

@@ -10,6 +10,7 @@ from latent_tiny import PAIRS, TEXTS, tiny_stack, tokenized, trained_run
 from scipy.stats import spearmanr
 
 from common.checkpoint import read_json
+from common.options import UserError
 from latent_stack import evaluate
 from latent_stack.config import EvalConfig, StackConfig, output_name
 from latent_stack.experiments.baselines import lead3, prompted
@@ -19,6 +20,7 @@ from latent_stack.experiments.neighbours import rank_correlations, vectors_of, w
 from latent_stack.experiments.summaries import summaries
 from latent_stack.model import load_run
 from latent_stack.pairs import load_pairs
+from latent_stack.trace import ideas_at_hand, report
 
 # --------------------------------------------------------------------------------------------- measures
 
@@ -209,12 +211,54 @@ def test_an_experiment_on_other_data_leaves_the_runs_own_result():
 # ------------------------------------------------------------------------------------------ one's own text
 
 
-def test_a_text_by_hand_or_on_stdin_is_rewritten(monkeypatch):
-    run = trained_run().run
-    expected = load_run(run).rewrite([TEXTS[0]])[0]
-    assert call(evaluate, "--run", run, "--text", TEXTS[0]).stdout == expected + "\n"
-    monkeypatch.setattr("sys.stdin", type("Stdin", (), {"read": lambda self: TEXTS[0]})())
-    assert call(evaluate, "--run", run, "--text", "-").stdout == expected + "\n"
+@pytest.fixture
+def given_text(monkeypatch):
+    """A function: evaluate --text on the trained run -> what was printed; `main` sets a switch in the environment."""
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    return lambda *words: call(evaluate, "--run", trained_run().run, "--device", "cpu", "--text", *words).stdout
+
+
+def test_a_text_by_hand_or_on_stdin_is_generated_from_its_idea_on_the_last_line(given_text, monkeypatch):
+    printed = given_text(TEXTS[0], "--limit", 20)
+    assert printed.splitlines()[-1] == load_run(trained_run().run).rewrite([TEXTS[0]])[0]
+    assert f"text                    {TEXTS[0]}" in printed and "mean cosine to 20 test texts" in printed
+    halves = TEXTS[0].replace(". ", ".\r\n", 1)  # all lines are one text
+    monkeypatch.setattr("sys.stdin", type("Stdin", (), {"read": lambda self: halves})())
+    assert given_text("-", "--limit", 20) == printed
+
+
+def test_the_nearest_texts_are_sorted_different_and_stand_above_the_control(given_text):
+    model = load_run(trained_run().run)
+    test, _ = ideas_at_hand(model, limit=20)
+    pairs, z = test.pairs, model.think(model.encode([p.input for p in test.pairs])).detach()
+    cosines = torch.nn.functional.cosine_similarity(z[:, None], z[None], dim=-1)
+    assert test.mean_cosine() == pytest.approx(float((cosines.sum() - 20) / (20 * 19)), abs=1e-4)
+    found = test.nearest(pairs[0].input, test.z[0])
+    assert [p for p, _ in found] == [pairs[i] for i in cosines[0].argsort(descending=True)[1:4]]
+    assert [cos for _, cos in found] == pytest.approx(cosines[0].sort(descending=True).values[1:4].tolist(), abs=1e-4)
+    rows = [line.split() for line in given_text(pairs[0].input, "--limit", 20).splitlines()]
+    nearest, control = (
+        next(row for row in rows if row[0] == "nearest"),
+        next(row for row in rows if row[0] == "control"),
+    )
+    assert float(nearest[1]) == pytest.approx(found[0][1], abs=1e-3) and float(control[1]) < float(nearest[1])
+
+
+def test_a_text_is_generated_from_where_the_data_is_not_at_hand(monkeypatch):
+    model = tiny_stack(dataset="jsonl", data_dir="gone", max_new_tokens=4)
+    test, absent = ideas_at_hand(model)
+    assert test is None and absent.startswith("gone: no train.jsonl")
+    *rows, last = report(model, TEXTS[0], test, absent).split("\n")
+    assert last == model.rewrite([TEXTS[0]])[0] and any(row.startswith("nearest") and "gone" in row for row in rows)
+    with pytest.raises(UserError, match="elsewhere"):
+        ideas_at_hand(model, "elsewhere")
+
+
+def test_a_text_beyond_the_encoders_window_is_generated_from_and_the_cut_reported():
+    model = tiny_stack(max_new_tokens=4)
+    assert "truncated               the encoder reads 48 tokens" in report(model, TEXTS[0] * 20, None, "no data")
+    assert "truncated" not in report(model, TEXTS[0], None, "no data")
+    assert report(model, "half an emoji \ud83c", None, "no data").startswith("text                    half an emoji ?")
 
 
 def test_an_empty_text_and_too_few_texts_are_refused_in_one_line():

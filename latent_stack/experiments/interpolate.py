@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from common.options import UserError
 from common.stats import bootstrap_mean, paired_difference, signed
@@ -31,14 +32,18 @@ def draw_paths(pairs: list[Pair], seed: int) -> list[list[Pair]]:
     return [rng.sample(different, 3) for _ in range(min(N_PATHS, len(different)))]
 
 
+def points_between(z: Tensor) -> Tensor:
+    """Ideas of first and last texts (n, 2, D) -> S points on each straight line (n, S, D), the ends among them."""
+    t = torch.linspace(0, 1, N_POINTS, device=z.device)[:, None]  # (S, 1)
+    return (1 - t) * z[:, :1] + t * z[:, 1:]
+
+
 @torch.no_grad()
 def generate_along(model: LatentStack, paths: list[list[Pair]]) -> list[list[str]]:
     """n paths -> S texts each."""
     n, S = len(paths), N_POINTS
     z = model.think(model.encode([p.input for first, last, _ in paths for p in (first, last)])).view(n, 2, -1)
-    t = torch.linspace(0, 1, S, device=z.device)[:, None]  # (S, 1)
-    on_path = (1 - t) * z[:, :1] + t * z[:, 1:]  # (n, S, D)
-    texts = model.generate(on_path.flatten(0, 1))
+    texts = model.generate(points_between(z).flatten(0, 1))
     return [texts[i * S : (i + 1) * S] for i in range(n)]
 
 
