@@ -108,6 +108,7 @@ class EvalConfig:
     run: str = opt("out/reasoner-quick", "folder of the trained run, with its phases inside")
     what: str = opt("tree", "the experiment", EXPERIMENTS)
     baseline: tuple = opt((), "folders of further runs, measured alike")
+    ask: str = opt("", "no experiment: follow one prompt in the terminal; - reads one a line from standard input")
     data_dir: str = opt("", "gsm8k: DIR/train.jsonl and DIR/test.jsonl; none: what the run was trained on")
     limit: int = opt(0, "use the first N examples only (0: all)", low=0)
     batch_size: int = opt(256, "examples at once; fewer where gradients or solved examples take memory", low=1)

@@ -7,10 +7,17 @@
     python -m reasoner.evaluate --what trajectory --run out/reasoner-gsm8k    GSM8K: how good is the way to the answer?
     python -m reasoner.evaluate --what fewshot --run out/reasoner-gsm8k --data-dir DIR      n solved examples before it
 
+    python -m reasoner.evaluate --run out/reasoner-quick --ask "5 9 ; 5 2 ; 2 4 ; 2 8 ; root 5 goal 8 :"
+    python -m reasoner.evaluate --run out/reasoner-quick --ask - < prompts.txt              one a line
+
+--ask prints the chain of one prompt: for every latent the nearest embeddings with their cosines and what was fed back,
+and on the last line what the Talker says, alone. A baseline has no chain of latents and prints the answer.
+
 Writes <what>.json, and for tree and cfg a figure, into the run's folder. Beside JEPA-Reasoner, tree, cfg and
 trajectory measure the same Reasoner read without the Talker, and the same with tokens fed back instead of latents.
 """
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,13 +25,14 @@ import torch
 
 from common.checkpoint import write_json
 from common.device import resolve_device
-from common.options import UserError, parse, run_main
+from common.options import UserError, flag, parse, run_main
 from reasoner.config import EvalConfig, ReasonerConfig
 from reasoner.data import load_examples
 from reasoner.experiments import cfg, containment, fewshot, talker, trajectory, tree
 from reasoner.model import NearestDecoder, ReasonerTalker
 from reasoner.phases import load_run
 from reasoner.tasks import Example
+from reasoner.trace import ask
 
 MODULES = {
     "tree": tree,
@@ -95,8 +103,22 @@ def with_controls(models: dict) -> dict:
     return models | controls
 
 
+def ask_run(config: EvalConfig, given: frozenset) -> None:
+    """--ask: print what one prompt, or with - every line of standard input, leads to."""
+    if unused := given - {"ask", "run", "device"}:
+        raise UserError(f"--ask asks the model of --run and measures nothing; leave {flag(min(unused))} out")
+    prompts = [line.strip() for line in sys.stdin if line.strip()] if config.ask == "-" else [config.ask]
+    if not prompts:
+        raise UserError("--ask - : no prompt on standard input")
+    model = load_run(config.run, resolve_device(config.device).device)
+    for prompt in prompts:
+        print(ask(model, prompt), flush=True)
+
+
 def main(argv: list[str] | None = None) -> None:
-    config, _ = parse(EvalConfig, {}, __doc__.split("\n\n")[0], argv)
+    config, given = parse(EvalConfig, {}, __doc__.split("\n\n")[0], argv)
+    if "ask" in given:
+        return ask_run(config, given)
     models = load_models(config)
     examples = test_examples(config, models[config.run].config)
     if config.what in DATASET:

@@ -10,6 +10,7 @@ Splits are disjoint by construction: a tree or a string belongs to one of them, 
 """
 
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -108,6 +109,43 @@ def tree_of(example: Example) -> tuple[str, set[tuple[str, str]]]:
     """The tree that a prompt describes -> (root, edges)."""
     words = example.prompt.split()  # parent child ; … root R goal G :
     return words[-4], {(words[i], words[i + 1]) for i in range(0, len(words) - 5, 3)}
+
+
+@dataclass(frozen=True)
+class Tree:
+    """`children` has every node: {label: its children's, in the order of the prompt}."""
+
+    root: str
+    goal: str
+    children: dict
+
+    def route(self, goal: str = "") -> list[str]:
+        """From the root to the goal, or to another node."""
+        parent = {child: node for node, children in self.children.items() for child in children}
+        route = [goal or self.goal]
+        while route[0] != self.root:
+            route = [parent[route[0]], *route]
+        return route
+
+
+def parse_tree(prompt: str) -> Tree:
+    """A prompt that somebody typed -> Tree; a UserError reports why it describes none."""
+    words = prompt.split()
+    if not re.fullmatch("([0-9]+ [0-9]+ ; )*root [0-9]+ goal [0-9]+ :", " ".join(words)):
+        raise UserError('this is no tree: write "parent child ;" for every edge, then "root R goal G :"')
+    edges, root, goal = words[:-5], words[-4], words[-2]
+    children = {label: [] for label in (*edges[0::3], *edges[1::3], root, goal)}
+    for node, child in zip(edges[0::3], edges[1::3], strict=True):
+        if child == root or any(child in found for found in children.values()):
+            which = f"an edge leads to the root {child}" if child == root else f"two edges lead to node {child}"
+            raise UserError(f"this is no tree: {which}")
+        children[node].append(child)
+    reached = [root]
+    for node in reached:  # which grows
+        reached += children[node]
+    if lost := [label for label in children if label not in reached]:
+        raise UserError(f"this is no tree: no edges lead from the root {root} to node {lost[0]}")
+    return Tree(root, goal, children)
 
 
 # -------------------------------------------------------------------------------------------- a grammar
