@@ -19,15 +19,18 @@ from typing import Any
 
 from common.checkpoint import read_json
 from common.options import UserError
-from demo import answer
+from demo import answer, chain, drawing, ideas
 
-TABS = (answer,)
+TABS = (answer, chain, ideas)
 
-CSS = """
+PAGE_CSS = """
 .gradio-container { width: 100%; max-width: 1120px !important; margin: 0 auto !important; }
 .about, .label { opacity: .75; }
 .message { padding: .6rem .8rem; border-left: 4px solid #D55E00; background: var(--background-fill-primary); }
 """
+# Screen readers announce what changes in a result; an element must be marked before it does.
+ANNOUNCE = """() => new MutationObserver(() => document.querySelectorAll('.live:not([aria-live])').forEach(
+    (e) => e.setAttribute('aria-live', 'polite'))).observe(document.body, {childList: true, subtree: true})"""
 
 
 def system_of(run: str | Path) -> str:
@@ -60,12 +63,18 @@ def newest_runs(folder: str = "out") -> dict[str, str]:
     return found
 
 
+def css() -> str:
+    """Of the page, its drawings and its tabs."""
+    return "".join([PAGE_CSS, drawing.CSS, *(tab.CSS for tab in TABS)])
+
+
 def build(loaded: dict[str, Any]) -> Any:
     """{system: what its module loaded} -> gr.Blocks."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # gradio reads it when it is imported
     import gradio as gr
 
     with gr.Blocks(title="nanoJEPA") as page:
+        page.load(None, js=ANNOUNCE, api_visibility="private")
         gr.Markdown("# nanoJEPA")
         with gr.Tabs():
             for tab in TABS:
