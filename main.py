@@ -51,7 +51,8 @@ def main(argv: list[str] | None = None) -> None:
     loaded = {}
     for system, run in runs.items():
         tab = page.tab_of(run)
-        print(f"loading {run}", file=sys.stderr, flush=True)
+        if len(runs) > 1:  # a frozen language model takes a while
+            print(f"loading {run}", file=sys.stderr, flush=True)
         loaded[system] = tab.load(run, config.data_dir, device)
         if config.ask:
             for text in inputs(config.ask):
@@ -60,10 +61,10 @@ def main(argv: list[str] | None = None) -> None:
     if config.compare:
         if answer.SYSTEM not in loaded or page.system_of(config.compare) != answer.SYSTEM:
             raise UserError(f"--compare {config.compare}: needs two runs of nanoJEPA")
-        loaded[answer.SYSTEM] = answer.compared(loaded[answer.SYSTEM], config.compare, device)
+        loaded[answer.SYSTEM] = answer.compared(loaded[answer.SYSTEM], config.compare, config.data_dir, device)
     max_bytes = 4096 + 12 * max(tab.max_characters for tab in loaded.values())  # JSON: 12 bytes a character at most
     built = page.build(loaded)
-    url = launch(built, config.host, config.port, page.CSS + "".join(tab.CSS for tab in page.TABS), max_bytes)
+    url = launch(built, config.host, config.port, page.css(), max_bytes)
     print(f"{', '.join(runs.values())} answer{'s' if len(runs) == 1 else ''} at {url} (Ctrl-C ends it)", flush=True)
     built.block_thread()
 

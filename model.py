@@ -242,10 +242,10 @@ class NanoJEPA(
         return self._last_hidden([[t.ans, *ids, t.eos] for ids in t.encode(answers)]).float()
 
     @torch.no_grad()
-    def decode(self, latent: Tensor, max_new_tokens: int | None = None) -> list[str]:
-        """latent (B, C) -> B texts: greedy, deterministic, at most `max_new_tokens` tokens (without [EOS])."""
+    def decode(self, latent: Tensor, max_new_tokens: int | None = None, choose: Callable = greedy) -> list[str]:
+        """latent (B, C) -> B texts of at most `max_new_tokens` tokens (without [EOS]), each by `choose(logits)`."""
         x = self.latent_prefix(latent)[:, None]  # (B, 1, C)
-        return self._generate(x, torch.zeros_like(x[..., 0], dtype=torch.long), max_new_tokens, greedy)
+        return self._generate(x, torch.zeros_like(x[..., 0], dtype=torch.long), max_new_tokens, choose)
 
     @torch.no_grad()
     def answer(self, questions: list[str], max_new_tokens: int | None = None, choose: Callable = greedy) -> list[str]:

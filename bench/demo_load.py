@@ -77,7 +77,7 @@ class Client:
         self.address, self.session = address, uuid.uuid4().hex
         self.opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         events = json.load(self.opener.open(f"{address}/config", timeout=TIMEOUT))["dependencies"]
-        self.event = next(e["id"] for e in events if (len(e["inputs"]), len(e["outputs"])) == (1, 2))
+        self.event = next(e["id"] for e in events if e["api_name"] == "ask")
 
     def ask(self, question: str) -> list:
         """Question -> what the page shows; HTTPError 503 where the queue is full, 413 if the question is too long."""

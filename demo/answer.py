@@ -1,322 +1,109 @@
-"""The tab of nanoJEPA: a question, the answer decoded from its predicted latent, the answers nearest to it.
+"""The tab of nanoJEPA: a question, the latent predicted from it, the answer decoded from that latent, and what it saw.
 
-Shapes: A candidate answers, C width.
+    question ──► ẑ ──► decoder ──► answer          a strip with this question's own numbers
+                 └──► the map of answer latents, the nearest of them, the mask
+
+Shapes: A candidate answers, C width, T tokens.
 """
 
 import html
-import math
 from dataclasses import dataclass, replace
-from itertools import zip_longest
-from pathlib import Path
 
-from common.checkpoint import read_json
-from common.known_world import KnownWorld
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
 from common.options import UserError
-from common.sources import Example, same_answer
-from data import load_splits
-from evaluate_accuracy import (
-    Candidates,
-    ReadOut,
-    candidates_of,
-    distinct_views,
-    final_answer,
-    objection,
-    read_out,
-    world_of,
-)
-from model import NanoJEPA, load_run
+from common.programs import number_placeholders
+from common.sources import same_answer
+from demo.drawing import Dot, barcode, mask_drawing, point_map
+from demo.thought import Knowledge, Thought, describe, load_knowledge, max_characters, summary_of, think
+from model import NanoJEPA, jepa_mask, load_run
 
 NAME, SYSTEM, WEIGHTS, TRAIN = "Answer", "nanojepa", "model.safetensors", "python train.py --preset quick"
-ABOUT = "From a question the model predicts the latent of an answer that it cannot see, then decodes it into words."
-TOP = 5  # candidates shown
-N_EXAMPLES = 6  # questions of the test split on the page
-CHARACTERS = 64  # a token at most on average: a longer question is refused before it is read
-MARGIN = 0.05  # cos_own - cos_other on the test split below which a cosine distinguishes no answer from another
-
-
-# ------------------------------------------------------------------------------------------- the thought
-
-
-@dataclass(frozen=True)
-class Knowledge:
-    """What a question is held against: candidate answers, the world of training if its data is here, the threshold on
-    the gap (None: no validation answer was sure enough; NaN: never measured), and test examples to choose from."""
-
-    candidates: Candidates
-    world: KnownWorld | None = None
-    threshold: float | None = math.nan
-    examples: tuple[Example, ...] = ()
-
-
-@dataclass(frozen=True)
-class Thought:
-    """What a question led to; if there is a `message`, it explains why there is no answer and all else is empty."""
-
-    answer: str = ""
-    program: str = ""
-    doubt: str = ""  # why the answer is not to be trusted
-    nearest: tuple = ()  # (candidate, cosine), nearest first
-    control: float = 0.0  # mean cosine over all candidates
-    tokens: tuple = ()  # (piece of text that the model read, is it strange?), with [PRED]
-    message: str = ""
-
-
-def load_knowledge(model: NanoJEPA, data_dir: str = "", summary: dict | None = None) -> Knowledge:
-    """From the run's data and its summary.json; without the data the candidates are the whole numbers to 100.
-
-    A `data_dir` that was asked for and cannot be read is a UserError: it is not quietly replaced.
-    """
-    config, summary = model.config, summary or {}
-    threshold = math.nan if "coverage" in summary.get("not_measured", ()) else summary.get("threshold", math.nan)
-    if data_dir:
-        config = replace(config, dataset="pairs" if config.dataset == "pairs" else "gsm8k", data_dir=data_dir)
-    try:
-        splits = load_splits(config)
-    except UserError as error:
-        if data_dir:
-            raise
-        print(f"the candidates are the whole numbers from 0 to 100, because the run's data could not be read: {error}")
-        words = "the whole numbers from 0 to 100 (the run's own answers are not on this machine; --data-dir names them)"
-        return Knowledge(candidates_of(model, [str(i) for i in range(101)], words), None, threshold)
-    kind, split = ("programs", "train") if config.answer_view == "program" else ("answers", "test")
-    texts = distinct_views(model, splits[split])
-    candidates = candidates_of(model, texts, f"the {len(texts):,} different {kind} of the {split} split")
-    short = [e for e in splits["test"] if len(model.tokenize([e.question])[0]) < config.block_size]
-    return Knowledge(candidates, world_of(model, splits), threshold, tuple(short[:N_EXAMPLES]))
-
-
-def doubt_of(model: NanoJEPA, knowledge: Knowledge, question: str, found: ReadOut) -> str:
-    """Why "I do not know" is the better answer, or "". The rule that evaluate_accuracy.py measures."""
-    if knowledge.world and (reason := objection(model, knowledge.world, question)):
-        return reason
-    if model.config.writes_tokens:  # latents do not answer
-        return ""
-    decoded, nearest = (final_answer(model, text) for text in (found.decoded, found.nearest))
-    if not decoded:
-        return "what was decoded from the latent computes nothing"
-    if not same_answer(decoded, nearest):
-        return f"the two read-outs disagree: decoded {decoded}, nearest {nearest or 'nothing'}"
-    if knowledge.threshold is None:
-        return "on the validation split no confidence was high enough for its answers to be correct"
-    if found.gap() < knowledge.threshold:
-        return f"the second candidate is too near: {found.gap():.3f}, wanted {knowledge.threshold:.3f}"
-    return ""
-
-
-def max_characters(model: NanoJEPA) -> int:
-    """Of the longest question that is read at all."""
-    return CHARACTERS * model.config.block_size
-
-
-def think(model: NanoJEPA, knowledge: Knowledge, question: str | None) -> Thought:
-    """One question -> Thought. Deterministic; the answer has at most `config.max_new_tokens` tokens."""
-    if len(question or "") > max_characters(model):
-        size = f"{len(question):,} characters, and the model reads {max_characters(model):,} at most"
-        return Thought(message=f"This question is too long: {size}. Shorten it.")
-    question = (question or "").encode("utf-8", "replace").decode().strip()  # half an emoji is no text for a tokenizer
-    if not question:
-        return Thought(message="There is no question yet. Type one, or choose an example.")
-    if not any(c.isalpha() for c in question):
-        return Thought(message="There are no words in this. Ask in a sentence, as the examples do.")
-    ids = model.tokenize([question])[0]
-    n_tokens = len(ids) + model.config.n_pred
-    if n_tokens > model.config.block_size:
-        size = f"{n_tokens:,} tokens with [PRED], and the model reads {model.config.block_size:,} at most"
-        return Thought(message=f"This question is too long: {size}. Shorten it.")
-
-    candidates, world = knowledge.candidates, knowledge.world
-    (found,), _ = read_out(model, [question], candidates)
-    cosines = found.cosines.clamp(-1, 1)
-    there = cosines[found.cosines > -2]
-    order = cosines.topk(min(TOP, len(there))).indices.tolist()
-    texts = model.computed([candidates.texts[i] for i in order], [question] * len(order))
-    strange = world.strange_tokens(ids, model.tokenizer.unk) if world else [False] * len(ids)
-    return Thought(
-        answer=final_answer(model, found.decoded),
-        program=found.decoded.partition(" ####")[0] if model.config.answer_view == "program" else "",
-        doubt=doubt_of(model, knowledge, question, found),
-        nearest=tuple((x.replace(" #### ", " = "), float(cosines[i])) for x, i in zip(texts, order, strict=True)),
-        control=float(there.mean()) if len(there) else 0.0,
-        tokens=tuple(zip_longest(model.tokenizer.pieces([*ids, *model.pred_tokens]), strange, fillvalue=False)),
-    )
-
-
-def worth_of_cosines(model: NanoJEPA, summary: dict) -> str:
-    """A sentence on whether this run's cosines mean something; `summary` is its summary.json, or empty."""
-    config = model.config
-    if config.jepa_weight == 0:
-        return "Trained with λ = 0: nothing drew a prediction towards its answer, so the cosines mean nothing."
-    if config.mask == "causal":
-        return (
-            "In training an answer's latent saw its question, here the candidates' latents do not: the cosines mean "
-            "little."
-        )
-    if config.mask == "none":
-        return (
-            "In training [PRED] saw the answer it predicts; here there is none to see, so neither the answer nor the "
-            "cosines mean much."
-        )
-    if summary.get("cos_own") is None:
-        return (
-            "This run's cosines were never measured against another answer's; they mean as much as they stand above "
-            "the control in the table."
-        )
-    own, other = summary["cos_own"], summary["cos_other"]
-    verdict = "a cosine means as much as it stands above that"
-    if own - other < MARGIN:
-        verdict = "too near to each other for a cosine to mean anything"
-    return f"The cosine is {own:.3f} to a question's own answer, {other:.3f} to another answer: {verdict}."
-
-
-def summary_of(run: str | Path) -> dict:
-    """A run's summary.json; RUN/best and unfinished runs have none."""
-    path = Path(run) / "summary.json"
-    return read_json(path) if path.is_file() else {}
-
-
-def describe(model: NanoJEPA, run: str | Path, world: KnownWorld | None = None) -> str:
-    """Markdown: which run answers, what it was trained on, how well it did on the test split, what its cosines mean."""
-    config, summary = model.config, summary_of(run)
-    data = Path(config.data_dir).name or "GSM8K"  # where it lies on this machine is nobody's business
-    if config.dataset == "wordproblems":
-        data = f"word problems, level {config.difficulty}"
-    how = "From a question the model predicts the latent of an answer it cannot see, then puts it into words."
-    if config.writes_tokens:
-        how = "An ordinary language model, the baseline: it writes the answer token by token after the question."
-
-    lines = [how, "", f"**{run}** · {data} · {model.n_params() / 1e6:.2f}M parameters · mask {config.mask}"]
-    if summary.get("exact_match") is not None:
-        lines.append(
-            f"On its test split {summary['exact_match']:.1%} of the answers are correct; "
-            f"always giving the majority training answer: {summary['constant_from_train']:.1%}."
-        )
-    if world:
-        lines.append(f"Trained on {world.summary()}.")
-    if summary.get("answered"):
-        lines.append(
-            f"Of the test questions it answers {summary['coverage']:.1%}, {summary['answered_correct']:.1%} of these "
-            "correctly; to the others it says that it does not know."
-        )
-    if config.answer_view == "program":
-        lines.append("Any numbers will do: α, β … are the question's in order, a, b … the results of the steps before.")
-    return "  \n".join([*lines, worth_of_cosines(model, summary)])
-
-
-# ---------------------------------------------------------------------------------------------- the page
+ABOUT = (
+    "A question becomes one latent, **ẑ**, a guess at the latent of an answer that the model cannot see; a decoder "
+    "that sees nothing but ẑ then puts it into words."
+)
+MAP_LABELS, MASK_TOKENS = 40, 90  # dots of the map with their text; the longest sequence whose mask is drawn
 
 CSS = """
-#result p { margin: 0; }
-#result .answer { font-size: 2rem; line-height: 1.4; overflow-wrap: anywhere; }
-#result table { width: 100%; margin: .8rem 0 0; border: 0; font-variant-numeric: tabular-nums; }
-#result caption { text-align: left; padding-bottom: .3rem; }
-#result :is(tr, th, td) { border: 0; font-weight: 400; padding: .15rem .8rem .15rem 0; white-space: nowrap; }
-#result td:last-child { width: 99%; padding-right: 0; }
-#result i { display: block; height: .7rem; background: #0072B2; }
-#result .control i { background: #999999; }
-#examples { gap: .5rem; }
-#examples button { justify-content: flex-start; text-align: left; font-weight: 400; font-size: .9rem; background: none;
-                   border: 1px solid var(--border-color-primary); }
-.dark #read .text { color: white; }
-#examples button:hover { border-color: var(--color-accent); }
+#answer-page { display: grid; gap: 1rem;
+               grid-template: "ask result" auto "shelf result" 1fr / minmax(280px, 3fr) 7fr; }
+#answer-ask { grid-area: ask; } #answer-result { grid-area: result; } #answer-shelf { grid-area: shelf; }
+@media (max-width: 800px) { #answer-page { grid-template: "ask" "result" "shelf" / minmax(0, 1fr); } }
+#answer-result p, #answer-result h3 { margin: 0; }
+#answer-result h3 { font-size: .95rem; margin-top: 1.1rem; }
+#answer-result .strip { display: flex; flex-wrap: wrap; gap: .4rem 1.5rem; margin: 0 0 .4rem; padding: 0;
+                        list-style: none; }
+#answer-result .strip li { flex: 1 1 120px; margin: 0; padding: .5rem .7rem; min-width: 0; position: relative;
+                           border: 1px solid var(--border-color-primary); border-radius: 8px; overflow-wrap: anywhere; }
+#answer-result .strip li + li::before { content: "→"; position: absolute; left: -1.25rem; top: 35%; }
+#answer-result .strip .label { font-size: .8rem; }
+#answer-result .strip .drawing { height: 22px; display: block; margin: .2rem 0; }
+#answer-result .runs { display: grid; gap: 1rem 2.5rem;
+                       grid-template-columns: repeat(auto-fit, minmax(min(340px, 100%), 1fr)); }
+#answer-result .runs .strip li { flex-basis: 38%; }
+#answer-result .runs .strip li:nth-child(odd)::before { content: ""; }
+@media (max-width: 800px) { #answer-result .strip li { flex-basis: 38%; }
+                            #answer-result .strip li:nth-child(odd)::before { content: ""; } }
+#answer-result .strip li.final { border-color: #0072B2; border-width: 2px; }
+#answer-result .answer { font-size: 1.6rem; line-height: 1.3; }
+#answer-result table { width: 100%; margin: .3rem 0 0; border: 0; font-variant-numeric: tabular-nums; }
+#answer-result :is(tr, th, td) { border: 0; font-weight: 400; padding: .1rem .8rem .1rem 0; white-space: nowrap;
+                                 text-align: left; }
+#answer-result td:last-child { width: 99%; padding-right: 0; }
+#answer-result i { display: block; height: .7rem; background: #0072B2; }
+#answer-result .control i { background: #999999; }
+#answer-result .token { background: var(--background-fill-secondary); border-radius: 3px; padding: 0 .15em; }
+#answer-result .strange { border-bottom: 3px solid #D55E00; }
+#answer-result .two { display: grid; gap: 0 1.5rem;
+                      grid-template-columns: repeat(auto-fit, minmax(min(300px, 100%), 1fr)); }
+#answer-shelf button { justify-content: flex-start; text-align: left; font-weight: 400; font-size: .9rem;
+                       background: none; border: 1px solid var(--border-color-primary); }
+#answer-shelf button:hover { border-color: var(--color-accent); }
 """
-# On a phone the result is below the examples. gradio's own scroll_to_output has no effect in 6.31.
-TO_RESULT = "() => document.getElementById('result').scrollIntoView({behavior: 'smooth', block: 'nearest'})"
-
-
-def show(thought: Thought, candidates: Candidates, gold: str = "") -> str:
-    """HTML: the answer, ✓ or ✗ beside it where the true one is known, the nearest candidates and, below them, the
-    control; bars have length max(0, cosine)."""
-    if thought.message:
-        return f'<p class="message" role="alert">{html.escape(thought.message)}</p>'
-    rows = [(answer, cos, "") for answer, cos in thought.nearest]
-    if rows:
-        rows.append((f"mean of all {len(candidates.texts):,}", thought.control, "control"))
-    body = "".join(
-        f'<tr class="{kind}"><th scope="row">{html.escape(label)}</th><td>{cos:.3f}</td>'
-        f'<td><i style="width: {max(0.0, cos):.1%}"></i></td></tr>'
-        for label, cos, kind in rows
-    )
-    shown = "I do not know" if thought.doubt else (thought.answer.strip() or "(none)")
-    verdict = ""
-    if gold:
-        mark = "–" if thought.doubt else "✓" if same_answer(thought.answer, gold) else "✗"
-        verdict = f'<p class="label">{mark} the true answer is {html.escape(gold)}</p>'
-    why = ""
-    if thought.doubt:
-        why = f"Because {thought.doubt}." + f" The guess would be {thought.answer}." * bool(thought.answer)
-    if thought.program:
-        why += f" Program: {thought.program}"
-    return (
-        f'<p class="label">Answer</p><p class="answer">{html.escape(shown)}</p>{verdict}'
-        f'<p class="label">{html.escape(why.strip())}</p>'
-        f'<table><caption class="label">Cosine to the nearest of {html.escape(candidates.source)}; '
-        f"grey, the control: the mean over all of them</caption>{body}</table>"
-    )
-
-
-# ------------------------------------------------------------------------------------------ the tab
+# On a phone the result is below the question: scroll so far that both are seen.
+TO_RESULT = "() => document.getElementById('answer-ask').scrollIntoView({behavior: 'smooth', block: 'nearest'})"
 
 
 @dataclass(frozen=True)
 class AnswerTab:
-    """A run of nanoJEPA with what its answers are held against, and a second run for comparison."""
+    """A run of nanoJEPA with what its answers are held against, and perhaps a second run that gets the same questions.
+
+    `plane` are the mean (C,) and the two principal components (2, C) of the candidates' unit latents, and the fraction
+    of their variance.
+    """
 
     run: str
     model: NanoJEPA
     knowledge: Knowledge
     about: str
+    plane: tuple[Tensor, Tensor, float]
     max_characters: int
-    other: NanoJEPA | None = None
+    other: "AnswerTab | None" = None
+
+
+def plane_of(z: Tensor) -> tuple[Tensor, Tensor, float]:
+    """Unit latents (A, C) -> their mean (C,), two principal components (2, C), and the fraction of variance there."""
+    mean = z.mean(0)
+    _, s, v = torch.linalg.svd(z - mean, full_matrices=False)
+    return mean, v[:2], float((s[:2] ** 2).sum() / (s**2).sum().clamp(min=1e-9))
+
+
+def tab_of(run: str, model: NanoJEPA, knowledge: Knowledge, about: str = "") -> AnswerTab:
+    return AnswerTab(run, model, knowledge, about, plane_of(knowledge.candidates.z.cpu()), max_characters(model))
 
 
 def load(run: str, data_dir: str, device) -> AnswerTab:
     model = load_run(run, device)
     knowledge = load_knowledge(model, data_dir, summary_of(run))
-    return AnswerTab(run, model, knowledge, describe(model, run, knowledge.world), max_characters(model))
+    return tab_of(run, model, knowledge, describe(model, run, knowledge.world))
 
 
-def build(tab: AnswerTab) -> None:
-    """The elements of the tab, inside an open gr.Blocks."""
-    import gradio as gr
-
-    model, knowledge = tab.model, tab.knowledge
-    gold = {e.question: e.answer for e in knowledge.examples}
-
-    def ask(question):
-        thought = think(model, knowledge, question)
-        kinds = {True: "never seen in training", False: "question"}
-        pieces = [(piece, piece if piece == "[PRED]" else kinds[strange]) for piece, strange in thought.tokens]
-        label = f"What the model read: {len(pieces)} tokens"
-        shown = show(thought, knowledge.candidates, gold.get((question or "").strip(), ""))
-        return shown, gr.HighlightedText(pieces, label=label, visible=bool(pieces))
-
-    gr.Markdown(tab.about, elem_classes="about")
-    with gr.Row():
-        with gr.Column(min_width=320):
-            question = gr.Textbox(
-                label="Question",
-                placeholder="Ask one question",
-                max_lines=8,
-                max_length=tab.max_characters,
-                autofocus=True,
-            )
-            button = gr.Button("Ask", variant="primary")
-            with gr.Column(elem_id="examples"):
-                if knowledge.examples:
-                    gr.Markdown("Or choose a question of the test split, which training never saw:")
-                shelf = [gr.Button(text, size="sm") for text in gold]  # gr.Examples cuts after 60 characters
-        with gr.Column(min_width=320):
-            result = gr.HTML('<p class="label">The answer will appear here.</p>', elem_id="result", container=True)
-            read = gr.HighlightedText(
-                visible=False,
-                show_inline_category=False,
-                elem_id="read",
-                color_map={"question": "#56B4E9", "never seen in training": "#D55E00", "[PRED]": "#E69F00"},
-            )
-    private = dict(api_visibility="private", show_progress="minimal")
-    chosen = [example.click(lambda text: text, example, question, **private) for example in shelf]
-    for trigger in (button.click, question.submit, *(choice.then for choice in chosen)):
-        trigger(ask, question, [result, read], **private).then(None, js=TO_RESULT, **private)
+def compared(tab: AnswerTab, run: str, data_dir: str, device) -> AnswerTab:
+    """A tab, and a second run beside it."""
+    return replace(tab, other=load(run, data_dir, device))
 
 
 def ask(tab: AnswerTab, question: str) -> str:
@@ -335,3 +122,170 @@ def ask(tab: AnswerTab, question: str) -> str:
     }
     last = "I do not know" if thought.doubt else thought.answer
     return "\n".join([*(f"{label:<24}{value}" for label, value in rows.items() if value), last])
+
+
+# --------------------------------------------------------------------------------------- what is shown
+
+
+def strip(tab: AnswerTab, thought: Thought, question: str, gold: str) -> str:
+    """question → ẑ → decoder → answer, each with this question's numbers; a language model has no ẑ between."""
+    config = tab.model.config
+    read = "".join(
+        f'<span class="token{" strange" * strange}">{html.escape(piece.strip() or "␣")}</span> '
+        for piece, strange in thought.tokens
+    )
+    n = len(thought.tokens)
+    written = "".join(step[0][0] for step in thought.steps if step[0][0] != "[EOS]")
+    certainty = min((step[0][1] for step in thought.steps), default=0.0)
+    letters = ", its numbers as α, β …" * (config.answer_view == "program")
+    boxes = [("question", read, f"{n} tokens{letters}; [PRED] reads them all")]
+    if not config.writes_tokens:
+        stripes = barcode(thought.z_hat, f"the {len(thought.z_hat)} numbers of z_hat")
+        boxes.append(
+            ("ẑ: the answer's latent, predicted", stripes, f"{len(thought.z_hat)} numbers at [PRED], blue above zero")
+        )
+    what = "decoder, sees only ẑ" if boxes[1:] else "language model, token by token"
+    boxes.append((what, html.escape(written), f"every token at least {certainty:.1%} likely"))
+    shown = "I do not know" if thought.doubt else (thought.answer.strip() or "(none)")
+    note = ""
+    if thought.program:
+        names = ", ".join(f"{name} = {value:g}" for name, value in number_placeholders(question)[1].items())
+        note = html.escape(f"{thought.program} with {names}")
+    if gold:
+        mark = "–" if thought.doubt else "✓" if same_answer(thought.answer, gold) else "✗"
+        note += f"{'<br>' * bool(note)}{mark} the true answer is {html.escape(gold)}"
+    body = "".join(
+        f'<li><div class="label">{name}</div><div>{text}</div><div class="label">{note}</div></li>'
+        for name, text, note in boxes
+    )
+    return (
+        f'<ol class="strip">{body}<li class="final"><div class="label">answer</div>'
+        f'<div class="answer">{html.escape(shown)}</div><div class="label">{note}</div></li></ol>'
+    )
+
+
+def nearest_table(thought: Thought, n_candidates: int) -> str:
+    """The nearest candidates and, below them, the control; bars have length max(0, cosine)."""
+    rows = [(answer, cos, "") for answer, cos in thought.nearest]
+    rows.append((f"mean of all {n_candidates:,}", thought.control, "control"))
+    return "".join(
+        f'<tr class="{kind}"><th scope="row">{html.escape(label)}</th><td>{cos:.3f}</td>'
+        f'<td><i style="width: {max(0.0, cos):.1%}"></i></td></tr>'
+        for label, cos, kind in rows
+    )
+
+
+def map_of(tab: AnswerTab, thought: Thought) -> str:
+    """The candidates' latents in the plane of their two principal components, ẑ among them, a line to the nearest."""
+    mean, axes, variance = tab.plane
+    z_hat = F.normalize(torch.tensor(thought.z_hat), dim=-1)
+    z, texts = tab.knowledge.candidates.z.cpu(), tab.knowledge.candidates.texts
+    order = (z @ z_hat).argsort().tolist()  # the nearest last
+    nearest = next((i for i in reversed(order) if thought.nearest and thought.nearest[0][0].startswith(texts[i])), None)
+    if nearest is not None:
+        order.append(order.pop(order.index(nearest)))
+    points, here = ((z - mean) @ axes.T).tolist(), ((z_hat - mean) @ axes.T).tolist()
+    dots = [
+        Dot(*points[i], texts[i] if len(order) - k <= MAP_LABELS else "", title=texts[i]) for k, i in enumerate(order)
+    ]
+    dots[-1] = replace(dots[-1], kind="near")
+    dots.append(Dot(*here, "ẑ", "mark", "the predicted latent"))
+    drawing = point_map(dots, f"z_hat lies nearest to {dots[-2].title}", [(len(dots) - 2, len(dots) - 1)], 400, 300)
+    return (
+        f"<h3>The map of answer latents</h3>{drawing}"
+        f'<p class="label">Two principal components, {variance:.0%} of the variance: near here need not be near in all '
+        f"{len(thought.z_hat)} dimensions; the cosines are.</p>"
+    )
+
+
+def mask_of(tab: AnswerTab, thought: Thought) -> str:
+    """Who may attend to whom: this question, [PRED], and behind them the answer as it is read in training."""
+    model, t = tab.model, tab.model.tokenizer
+    answer = [t.ans, *t.encode([thought.program or thought.answer])[0], t.eos]
+    pieces = [piece for piece, _ in thought.tokens]
+    segment = torch.tensor([[0] * len(pieces) + [1] * len(answer)])
+    kinds = ["pred" if piece == "[PRED]" else "question" for piece in pieces] + ["answer"] * len(answer)
+    pieces += t.pieces(answer)
+    if len(pieces) > MASK_TOKENS:
+        return ""
+    words = {
+        "jepa": "[PRED] sees the question, never the answer: ẑ can only be a prediction.",
+        "llm-jepa": "Two views that do not see each other.",
+        "causal": "An ordinary language model: the answer sees the question.",
+        "none": "No mask: [PRED] sees the answer that it should predict. In training its cosine is a leak.",
+    }[model.config.mask]
+    sees = jepa_mask(segment, model.config.mask)[0, 0]
+    return (
+        f"<h3>The mask of this input</h3>{mask_drawing(pieces, kinds, sees, words)}"
+        f'<p class="label">A row a token, ■ what it attends to: the question (blue), [PRED] (orange), the answer '
+        f"as it is read in training (green). {words}</p>"
+    )
+
+
+def show(tab: AnswerTab, thought: Thought, question: str = "", gold: str = "") -> str:
+    """HTML: all that led to the answer; ✓ or ✗ where the true one is known."""
+    if thought.message:
+        return f'<p class="message" role="alert">{html.escape(thought.message)}</p>'
+    why = ""
+    if thought.doubt:
+        why = f"Because {thought.doubt}." + f" The guess would be {thought.answer}." * bool(thought.answer)
+    if any(strange for _, strange in thought.tokens):
+        why += " Underlined: never seen in training."
+    steps = "".join(
+        f"<tr>{''.join(f'<td>{html.escape(piece)} {p:.1%}</td>' for piece, p in step[:3])}</tr>"
+        for step in thought.steps
+    )
+    parts = [
+        f"<h3>The decoder, token by token</h3><table>{steps}</table>"
+        '<p class="label">the likeliest token, which is written, and the two after it</p>'
+    ]
+    if thought.nearest and not tab.model.config.writes_tokens:
+        candidates = tab.knowledge.candidates
+        parts.insert(
+            0,
+            f"<h3>Cosine of ẑ to the nearest of {html.escape(candidates.source)}</h3>"
+            f"<table>{nearest_table(thought, len(candidates.texts))}</table>"
+            '<p class="label">grey, the control: the mean over all of them</p>',
+        )
+        parts.append(map_of(tab, thought))
+    parts.append(mask_of(tab, thought))
+    return (
+        strip(tab, thought, question, gold)
+        + f'<p class="label">{html.escape(why.strip())}</p>'
+        + f'<div class="two">{"".join(f"<div>{part}</div>" for part in parts)}</div>'
+    )
+
+
+def build(tab: AnswerTab) -> None:
+    """The elements of the tab, inside an open gr.Blocks."""
+    import gradio as gr
+
+    gold = {e.question: e.answer for e in tab.knowledge.examples}
+    tabs = [tab, tab.other] if tab.other else [tab]
+
+    def ask(question):
+        found = []
+        for one in tabs:
+            name = f"<h3>{html.escape(one.run)}</h3>" if tab.other else ""
+            thought = think(one.model, one.knowledge, question)
+            found.append(name + show(one, thought, (question or "").strip(), gold.get((question or "").strip(), "")))
+        return f'<div class="runs"><div>{"</div><div>".join(found)}</div></div>' if tab.other else found[0]
+
+    with gr.Column(elem_id="answer-page"):
+        with gr.Column(elem_id="answer-ask"):
+            size = dict(max_lines=8, max_length=tab.max_characters)
+            question = gr.Textbox(label="Question", placeholder="Ask one question", autofocus=True, **size)
+            button = gr.Button("Ask", variant="primary")
+        result = gr.HTML(
+            '<p class="label">The answer will appear here.</p>', elem_id="answer-result", elem_classes="live"
+        )
+        with gr.Column(elem_id="answer-shelf"):
+            if gold:
+                gr.Markdown("Or choose a question of the test split, which training never saw:")
+            shelf = [gr.Button(text, size="sm") for text in gold]  # gr.Examples cuts after 60 characters
+            with gr.Accordion("About this run", open=False):
+                gr.Markdown("\n\n".join(one.about for one in tabs))
+    private = dict(api_visibility="private", show_progress="minimal")
+    chosen = [example.click(lambda text: text, example, question, **private) for example in shelf]
+    for trigger in (button.click, question.submit, *(choice.then for choice in chosen)):
+        trigger(ask, question, result, **private).then(None, js=TO_RESULT, **private)

@@ -24,7 +24,7 @@ from demo import answer, chain, drawing, ideas
 TABS = (answer, chain, ideas)
 
 PAGE_CSS = """
-.gradio-container { width: 100%; max-width: 1120px !important; margin: 0 auto !important; }
+.gradio-container { width: 100%; max-width: 1200px !important; margin: 0 auto !important; }
 .about, .label { opacity: .75; }
 .message { padding: .6rem .8rem; border-left: 4px solid #D55E00; background: var(--background-fill-primary); }
 """

@@ -17,7 +17,7 @@ from common.checkpoint import write_json
 from common.options import run_main
 from common.sources import load_jsonl, same_answer
 from common.stats import wilson
-from demo.answer import Knowledge, load_knowledge, summary_of, think
+from demo.thought import Knowledge, load_knowledge, summary_of, think
 from model import NanoJEPA, load_run
 from results.runs import ROOT
 

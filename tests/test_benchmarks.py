@@ -9,7 +9,7 @@ from helpers import ROOT
 from tiny import tiny_model
 
 from common.sources import Example
-from demo.answer import Knowledge, Thought
+from demo.thought import Knowledge, Thought
 from results import benchmarks, typed_questions
 
 SUM = Example("Ana has 8 red pears . Bo gives her 2 . How many pears has Ana ?", "10", "+", "<<8+2=10>> #### 10")

@@ -22,25 +22,37 @@ from common.sources import Example
 from common.tokenizers import train_tokenizer
 from common.word_problems import word_problems
 from demo import answer
-from demo.page import build, newest_runs
-from model import NanoJEPA
+from demo.page import build, css, newest_runs
+from demo.thought import (
+    N_EXAMPLES,
+    TOP,
+    Knowledge,
+    Thought,
+    candidates_of,
+    describe,
+    load_knowledge,
+    max_characters,
+    think,
+    world_of,
+)
+from model import NanoJEPA, greedy
 
 QUESTION = "Tom has 12 pears. Ana gives Tom 7 more. How many pears are there now?"
 
 
 @pytest.fixture(scope="module")
 def model():
-    return tiny_model(max_new_tokens=3, block_size=64).eval()
+    return tiny_model(max_new_tokens=3, block_size=64, n_train=500).eval()
 
 
 @pytest.fixture(scope="module")
 def candidates(model):
-    return answer.candidates_of(model, [str(i) for i in range(40)], "the whole numbers to 39")
+    return candidates_of(model, [str(i) for i in range(40)], "the whole numbers to 39")
 
 
 @pytest.fixture(scope="module")
 def knowledge(candidates):
-    return answer.Knowledge(candidates)
+    return Knowledge(candidates)
 
 
 @pytest.fixture
@@ -73,9 +85,9 @@ def launched(run, monkeypatch):
 
 
 def test_the_same_question_gets_the_same_answer_whatever_was_asked_between(model, knowledge):
-    first = answer.think(model, knowledge, QUESTION)
-    assert first.answer and answer.think(model, knowledge, "How old is Ben?").tokens != first.tokens
-    assert answer.think(model, knowledge, QUESTION) == first
+    first = think(model, knowledge, QUESTION)
+    assert first.answer and think(model, knowledge, "How old is Ben?").tokens != first.tokens
+    assert think(model, knowledge, QUESTION) == first
 
 
 @pytest.mark.parametrize("mask", ("jepa", "causal"))
@@ -83,71 +95,100 @@ def test_the_answer_never_exceeds_max_new_tokens(mask, knowledge, monkeypatch):
     model = tiny_model(max_new_tokens=3, block_size=64, mask=mask).eval()
     lengths, decode = [], model.tokenizer.decode
     monkeypatch.setattr(model.tokenizer, "decode", lambda ids: lengths.append(len(ids)) or decode(ids))
-    answer.think(model, knowledge, QUESTION)
+    think(model, knowledge, QUESTION)
     assert lengths[0] == 3  # the untrained model does not stop by itself: the limit stops it
 
 
 def test_a_causal_run_answers_from_the_question_not_from_a_latent(monkeypatch):
     model = tiny_model(mask="causal", block_size=64).eval()
-    knowledge = answer.Knowledge(answer.candidates_of(model, ["1", "2"], "two"))
+    knowledge = Knowledge(candidates_of(model, ["1", "2"], "two"))
     monkeypatch.setattr(model, "decode", lambda *a, **k: pytest.fail("decoded from z_hat"))
-    assert answer.think(model, knowledge, QUESTION).answer == model.answer([QUESTION])[0]
+    assert think(model, knowledge, QUESTION).answer == model.answer([QUESTION])[0]
 
 
 def test_a_question_that_fills_the_context_is_answered_and_one_token_more_is_not(model, knowledge):
     fits = QUESTION + "?" * (64 - 1 - len(model.tokenizer.encode([QUESTION])[0]))
-    assert len(answer.think(model, knowledge, fits).tokens) == 64  # exactly block_size with [PRED]
-    refused = answer.think(model, knowledge, fits + "?")
-    assert refused == answer.Thought(message=refused.message) and "65 tokens" in refused.message
+    assert len(think(model, knowledge, fits).tokens) == 64  # exactly block_size with [PRED]
+    refused = think(model, knowledge, fits + "?")
+    assert refused == Thought(message=refused.message) and "65 tokens" in refused.message
 
 
 def test_a_question_of_a_megabyte_is_refused_before_it_is_read(model, knowledge, monkeypatch):
     """Ten of them took 400 MB: each became a quarter of a million tokens first."""
     monkeypatch.setattr(model, "tokenize", lambda texts: pytest.fail("tokenized"))
-    longest = answer.max_characters(model)
-    refused = answer.think(model, knowledge, "x" * (longest + 1))
-    assert refused == answer.Thought(message=refused.message)
+    longest = max_characters(model)
+    refused = think(model, knowledge, "x" * (longest + 1))
+    assert refused == Thought(message=refused.message)
     assert f"{longest + 1:,} characters, and the model reads {longest:,} at most" in refused.message
 
 
 def test_an_empty_and_a_wordless_question_each_get_their_own_message_and_no_answer(model, knowledge):
-    refused = [answer.think(model, knowledge, question) for question in ("", " \n", None, "12 + 7 = ?")]
-    assert all(thought == answer.Thought(message=thought.message) and thought.message for thought in refused)
+    refused = [think(model, knowledge, question) for question in ("", " \n", None, "12 + 7 = ?")]
+    assert all(thought == Thought(message=thought.message) and thought.message for thought in refused)
     empty, blank, none, wordless = (thought.message for thought in refused)
     assert empty == blank == none != wordless
 
 
 def test_the_nearest_answers_are_sorted_and_their_cosines_and_the_control_are_cosines(model, candidates, knowledge):
-    thought = answer.think(model, knowledge, QUESTION)
+    thought = think(model, knowledge, QUESTION)
     cosines = [cos for _, cos in thought.nearest]
     every = cosine(model.predict([QUESTION]), model.encode(candidates.texts))
-    assert len(cosines) == answer.TOP and cosines == sorted(cosines, reverse=True)
+    assert len(cosines) == TOP and cosines == sorted(cosines, reverse=True)
     assert all(-1 <= cos <= 1 for cos in cosines) and cosines[0] == pytest.approx(float(every.max()), abs=1e-5)
     assert cosines[-1] > thought.control == pytest.approx(float(every.mean()), abs=1e-5)
     assert thought.nearest[0][0] == candidates.texts[int(every.argmax())]
 
 
 def test_the_tokens_shown_spell_the_question_and_end_in_pred(model, knowledge):
-    *pieces, last = (piece for piece, _ in answer.think(model, knowledge, QUESTION).tokens)
+    *pieces, last = (piece for piece, _ in think(model, knowledge, QUESTION).tokens)
     assert last == "[PRED]" and "".join(pieces).replace(" ", "") == QUESTION.replace(" ", "")
+
+
+def test_the_decoders_likeliest_tokens_are_those_of_greedy_decoding_and_their_probabilities_fall(model, knowledge):
+    thought, ids = think(model, knowledge, QUESTION), []
+    model.decode(model.predict([QUESTION]), choose=lambda logits: ids.append(int(logits.argmax())) or greedy(logits))
+    assert [step[0][0] for step in thought.steps] == model.tokenizer.pieces(ids)
+    assert all(1 > step[0][1] > step[1][1] > 0 for step in thought.steps) and len(thought.z_hat) == model.config.n_embd
+
+
+def test_the_map_marks_z_hat_and_the_nearest_candidate_and_the_mask_is_the_models(model, knowledge):
+    tab, thought = answer.tab_of("run", model, knowledge), think(model, knowledge, QUESTION)
+    drawn = answer.map_of(tab, thought)
+    assert drawn.count('class="near"') == drawn.count('class="mark"') == drawn.count("<line") == 1
+    assert drawn.count("<circle") == len(knowledge.candidates.texts) + 1
+    assert 'class="near"' in drawn and f"<title>{thought.nearest[0][0]}</title>" in drawn.split('class="near"')[1][:80]
+    n, m = len(thought.tokens), 2 + len(model.tokenizer.encode([thought.answer])[0])
+    mask = answer.mask_of(tab, thought)
+    assert mask.count('class="pred"') == n and mask.count('class="answer"') == m * (m + 1) // 2
+    leak = answer.mask_of(answer.tab_of("run", tiny_model(mask="none", block_size=64), knowledge), thought)
+    assert leak.count('class="pred"') == n + m
+
+
+def test_two_runs_answer_the_same_question_side_by_side(model, knowledge):
+    tab = answer.tab_of("out/one", model, knowledge)
+    other = answer.tab_of("out/two", tiny_model(mask="causal", block_size=64, max_new_tokens=3).eval(), knowledge)
+    page = build({"nanojepa": replace(tab, other=other)})
+    (ask,) = {f.fn for f in page.fns.values() if getattr(f.fn, "__name__", "") == "ask"}
+    shown = ask(QUESTION)
+    assert shown.count('class="strip"') == 2 and "out/one" in shown and "language model, token by token" in shown
 
 
 def test_half_an_emoji_is_answered(model, knowledge):
     """It made the tokenizer raise."""
-    assert answer.think(model, knowledge, "half an emoji \ud83c").answer
+    assert think(model, knowledge, "half an emoji \ud83c").answer
 
 
 def test_candidates_are_the_test_answers_or_whole_numbers_if_the_data_is_not_here(model, tmp_path, capsys):
-    found = answer.load_knowledge(model)
-    assert "different answers of the test split" in found.candidates.source and len(found.examples) == answer.N_EXAMPLES
-    gone = answer.load_knowledge(tiny_model(dataset="gsm8k", data_dir=str(tmp_path / "gone")).eval())
+    found = load_knowledge(model)
+    assert "different answers of the test split" in found.candidates.source and len(found.examples) == N_EXAMPLES
+    gone = load_knowledge(tiny_model(dataset="gsm8k", data_dir=str(tmp_path / "gone")).eval())
     assert gone.candidates.texts == [str(i) for i in range(101)] and gone.world is None and not gone.examples
     assert "gone" in capsys.readouterr().out
 
 
 def test_candidates_that_were_asked_for_by_hand_are_not_quietly_replaced(model, tmp_path):
     with pytest.raises(UserError, match="typo"):
-        answer.load_knowledge(model, str(tmp_path / "typo"))
+        load_knowledge(model, str(tmp_path / "typo"))
 
 
 # ---------------------------------------------------------------------------------------- its limits
@@ -158,13 +199,13 @@ PROBLEMS = word_problems("train", 200)
 @pytest.fixture(scope="module")
 def sure(model, candidates):
     """Knowledge under which every gap is wide enough."""
-    return answer.Knowledge(candidates, answer.world_of(model, {"train": PROBLEMS, "val": PROBLEMS}), 0.0)
+    return Knowledge(candidates, world_of(model, {"train": PROBLEMS, "val": PROBLEMS}), 0.0)
 
 
 @pytest.fixture
 def agreeing(monkeypatch):
     """Both read-outs give the nearest candidate."""
-    monkeypatch.setattr(NanoJEPA, "decode", lambda self, z_hat: [str(z_hat_to_nearest(self, z_hat))])
+    monkeypatch.setattr(NanoJEPA, "decode", lambda self, z_hat, choose=None: [str(z_hat_to_nearest(self, z_hat))])
 
 
 def z_hat_to_nearest(model, z_hat) -> int:
@@ -172,7 +213,7 @@ def z_hat_to_nearest(model, z_hat) -> int:
 
 
 def test_a_question_like_those_of_training_is_answered(model, sure, agreeing):
-    thought = answer.think(model, sure, PROBLEMS[0].question)
+    thought = think(model, sure, PROBLEMS[0].question)
     assert thought.doubt == "" and thought.answer == thought.nearest[0][0]
 
 
@@ -185,21 +226,21 @@ def test_a_question_like_those_of_training_is_answered(model, sure, agreeing):
     ),
 )
 def test_what_training_never_held_is_not_answered(model, sure, agreeing, question, doubt):
-    thought = answer.think(model, sure, question)
-    assert doubt in thought.doubt and "I do not know" in answer.show(thought, sure.candidates)
+    thought = think(model, sure, question)
+    assert doubt in thought.doubt and "I do not know" in answer.show(answer.tab_of("run", model, sure), thought)
 
 
 @pytest.mark.parametrize(
     "threshold, doubt", ((1.5, "the second candidate is too near"), (None, "no confidence was high"))
 )
 def test_an_unsure_prediction_is_not_answered(model, sure, agreeing, threshold, doubt):
-    thought = answer.think(model, replace(sure, threshold=threshold), PROBLEMS[0].question)
+    thought = think(model, replace(sure, threshold=threshold), PROBLEMS[0].question)
     assert doubt in thought.doubt
 
 
 def test_read_outs_that_disagree_are_not_answered(model, sure, monkeypatch):
-    monkeypatch.setattr(NanoJEPA, "decode", lambda self, z_hat: ["77"])
-    assert "the two read-outs disagree: decoded 77" in answer.think(model, sure, PROBLEMS[0].question).doubt
+    monkeypatch.setattr(NanoJEPA, "decode", lambda self, z_hat, choose=None: ["77"])
+    assert "the two read-outs disagree: decoded 77" in think(model, sure, PROBLEMS[0].question).doubt
 
 
 def test_the_world_of_training_is_summed_up_and_strange_words_and_numbers_are_marked():
@@ -212,7 +253,7 @@ def test_the_world_of_training_is_summed_up_and_strange_words_and_numbers_are_ma
 
 
 def test_ask_prints_the_answer_alone_on_its_last_line(run, monkeypatch):
-    monkeypatch.setattr(answer, "think", lambda *a: answer.Thought(answer="5", doubt="it is odd" * ("Paris" in a[-1])))
+    monkeypatch.setattr(answer, "think", lambda *a: Thought(answer="5", doubt="it is odd" * ("Paris" in a[-1])))
     for question, last in (("Tom has 2 pears.", "5"), ("Paris?", "I do not know")):
         assert call(main, "--run", run, "--device", "cpu", "--ask", question).stdout.splitlines()[-1] == last
 
@@ -228,22 +269,24 @@ def test_ask_reads_questions_from_standard_input(run, monkeypatch):
 
 
 def page_of(model, knowledge):
-    return build({"nanojepa": answer.AnswerTab("out/run", model, knowledge, "about", answer.max_characters(model))})
+    return build({"nanojepa": answer.tab_of("out/run", model, knowledge)})
 
 
 def test_the_page_has_the_examples_and_reports_to_nobody(model, candidates):
-    page = page_of(model, answer.Knowledge(candidates, examples=(Example(QUESTION, "19"),)))
+    page = page_of(model, Knowledge(candidates, examples=(Example(QUESTION, "19"),)))
     assert QUESTION in str(page.get_config_file()) and not page.analytics_enabled
 
 
-def test_what_a_model_writes_is_shown_as_text_not_as_markup(candidates):
-    thought = answer.Thought(answer="<b>7</b>", nearest=(("<i>8</i>", 0.5),), control=0.25)
-    html = answer.show(thought, candidates)
-    assert "&lt;b&gt;7" in html and "&lt;i&gt;8" in html and "0.500" in html and "0.250" in html
-    assert "✓" in answer.show(answer.Thought(answer="7"), candidates, "7.0") and "✗" in answer.show(
-        thought, candidates, "7"
+def test_what_a_model_writes_is_shown_as_text_not_as_markup(model, knowledge):
+    tab = answer.tab_of("run", model, knowledge)
+    thought = Thought(
+        "<b>7</b>", nearest=(("<i>8</i>", 0.5),), control=0.25, tokens=(("<u>", True),), z_hat=(0.5,) * 32
     )
-    assert 'role="alert"' in answer.show(answer.Thought(message="no"), candidates)
+    html = answer.show(tab, thought)
+    assert all(f"&lt;{part}" in html for part in ("b&gt;7", "i&gt;8", "u&gt;")) and "0.500" in html and "0.250" in html
+    assert "✓ the true answer is 7.0" in answer.show(tab, replace(thought, answer="7"), QUESTION, "7.0")
+    assert "✗ the true answer is 7" in answer.show(tab, thought, QUESTION, "7")
+    assert 'role="alert"' in answer.show(tab, Thought(message="no"))
 
 
 @pytest.mark.parametrize(
@@ -260,7 +303,7 @@ def test_what_a_model_writes_is_shown_as_text_not_as_markup(candidates):
 def test_the_page_says_what_its_cosines_are_worth(summary, changes, words, run):
     if summary:
         write_json(run / "summary.json", summary)
-    assert words in answer.describe(tiny_model(**changes), run)
+    assert words in describe(tiny_model(**changes), run)
 
 
 def test_main_binds_to_loopback_unless_asked_otherwise_and_shares_nothing(launched):
@@ -283,7 +326,7 @@ def test_a_port_that_cannot_be_had_is_one_line_not_a_traceback(launched):
 def address(model, knowledge, run):
     """The page of the tiny model, served on a free port."""
     page = page_of(model, knowledge)
-    yield serving.launch(page, "127.0.0.1", 0, answer.CSS, max_bytes=4096).rstrip("/")
+    yield serving.launch(page, "127.0.0.1", 0, css(), max_bytes=4096).rstrip("/")
     page.close(verbose=False)
 
 
@@ -298,9 +341,8 @@ def status_of(url: str, body: bytes | None = None) -> tuple[int, str]:
 
 def test_the_server_answers_the_page_and_takes_and_gives_no_files(address, model, knowledge, tmp_path):
     """gradio takes a file from anybody and serves it again."""
-    assert Client(address).ask(QUESTION)[0] == answer.show(
-        answer.think(model, knowledge, QUESTION), knowledge.candidates
-    )
+    tab, thought = answer.tab_of("out/run", model, knowledge), think(model, knowledge, QUESTION)
+    assert Client(address).ask(QUESTION)[0] == answer.show(tab, thought, QUESTION)
     assert [status_of(f"{address}{path}")[0] for path in ("/", "/config", "/theme.css")] == [200] * 3
     for path in ("upload", "component_server", "run/ask", "call/ask", "process_recording", "vibe-edit", "stream/1"):
         assert status_of(f"{address}/gradio_api/{path}", b"{}") == (404, "This server answers questions only.")
