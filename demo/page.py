@@ -83,5 +83,6 @@ def build(loaded: dict[str, Any]) -> Any:
                         gr.Markdown(tab.ABOUT, elem_classes="about")
                         tab.build(loaded[tab.SYSTEM])
                     else:
-                        gr.Markdown(f"{tab.ABOUT}  \nNo trained run yet. Train one with `{tab.TRAIN}`")
+                        how = f"No trained run is loaded. `{tab.TRAIN}` trains one, `python main.py` shows it."
+                        gr.Markdown(f"{tab.ABOUT}\n\n{how}")
     return page
