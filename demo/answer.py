@@ -142,7 +142,7 @@ def strip(tab: AnswerTab, thought: Thought, question: str, gold: str) -> str:
     if not config.writes_tokens:
         stripes = barcode(thought.z_hat, f"the {len(thought.z_hat)} numbers of z_hat")
         boxes.append(
-            ("ẑ: the answer's latent, predicted", stripes, f"{len(thought.z_hat)} numbers at [PRED], blue above zero")
+            ("ẑ: the answer's latent, predicted", stripes, f"{len(thought.z_hat)} numbers, the hidden state at [PRED]")
         )
     what = "decoder, sees only ẑ" if boxes[1:] else "language model, token by token"
     boxes.append((what, html.escape(written), f"every token at least {certainty:.1%} likely"))

@@ -62,7 +62,8 @@ def point_map(dots: Sequence[Dot], label: str, lines: Sequence[tuple[int, int]] 
     for dot, (x, y) in reversed(list(zip(dots, at, strict=True))):
         important = dot.kind != "dot"
         half = (4.2 if important else 3.4) * len(dot.label)
-        x, y = min(max(x, half), width - half), y - 9 if y > 30 else y + 19
+        below = dot.kind == "near" or y < 30
+        x, y = min(max(x, half), width - half), y + 19 if below else y - 9
         if dot.label and all(x + half < left or x - half > right or abs(y - line) > 13 for left, right, line in taken):
             taken.append((x - half, x + half, y))
             strong = ' class="strong"' if important else ""
