@@ -127,6 +127,11 @@ class Tree:
             route = [parent[route[0]], *route]
         return route
 
+    def leaves(self, node: str = "") -> list[str]:
+        """Below the root, or below another node, from left to right."""
+        node = node or self.root
+        return [leaf for child in self.children[node] for leaf in self.leaves(child)] or [node]
+
 
 def parse_tree(prompt: str) -> Tree:
     """A prompt that somebody typed -> Tree; a UserError reports why it describes none."""

@@ -45,8 +45,8 @@ class Step:
         if self.cos_fed_back is None:
             return ""
         if not self.replaced and not self.noise:
-            return "as it is"
-        what = f"embedding of {self.replaced}" if self.replaced else "it"
+            return "itself"
+        what = f"embedding of {self.replaced}" if self.replaced else "itself"
         return f"{what}{' with noise' if self.noise else ''}, cos {self.cos_fed_back:.2f}"
 
 
