@@ -31,7 +31,7 @@ from common.device import resolve_device
 from common.known_world import KnownWorld, known_world
 from common.losses import cosine
 from common.options import parse, run_main
-from common.plots import BLUE, ORANGE, figure
+from common.plots import BLACK, BLUE, LEGEND, ORANGE, figure, headline
 from common.programs import computable, compute, function_of, number_placeholders
 from common.sources import Example, parse_answer, same_answer
 from common.stats import wilson
@@ -274,12 +274,15 @@ def plot_coverage(found: dict, path: Path) -> None:
     with figure(path) as (fig, axis):
         axis.plot(x, y, color=BLUE, label="surest first")
         axis.axhline(y[-1], color=ORANGE, linestyle="--", label="in a random order (control)")
+        finding = "No threshold makes enough of the answers correct"
         if found["answered"]:
             point = (found["coverage"], found["answered_correct"])
-            axis.plot(*point, "o", color="black", label=f"threshold of the validation split: {found['threshold']:.3f}")
-        axis.set(title="Saying “I do not know”", xlabel="fraction of questions answered", ylabel="fraction correct")
-        axis.set(xlim=(0, 1.01), ylim=(0, 1.03))
-        fig.legend(loc="outside lower center", ncols=3)
+            finding = f"{found['coverage']:.1%} answered, {found['answered_correct']:.1%} of those correct"
+            axis.plot(*point, "o", color=BLACK, label=f"threshold of the validation split: {found['threshold']:.3f}")
+        axis.set(xlabel="fraction of questions answered", ylabel="fraction correct", xlim=(0, 1.01))
+        axis.set_ylim(top=1 + 0.03 * (1 - axis.get_ylim()[0]))
+        headline(fig, f"{finding}; of all questions {y[-1]:.1%} (control)")
+        fig.legend(ncols=3, **LEGEND)
 
 
 # ------------------------------------------------------------------------------------------ the script

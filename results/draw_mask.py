@@ -13,7 +13,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common.options import run_main
-from common.plots import BLUE, ORANGE, figure
+from common.plots import BLUE, LEGEND, ORANGE, WIDTH, figure, headline
 from model import jepa_mask
 
 TOKENS = "Ana has 5 pears . Ben gives her 3 . How many ? [PRED] [ANS] 8 [EOS]".split()
@@ -46,8 +46,8 @@ def draw_one(axes, name: str) -> None:
 
     ticks = range(len(TOKENS))
     axes.imshow(cells_of(name).numpy(), cmap=ListedColormap(list(CELLS.values())), vmin=0, vmax=len(CELLS) - 1)
-    axes.set_xticks(ticks, TOKENS, rotation=90, fontsize=9)
-    axes.set_yticks(ticks, TOKENS, fontsize=9)
+    axes.set_xticks(ticks, TOKENS, rotation=90, fontsize=8)
+    axes.set_yticks(ticks, TOKENS, fontsize=8)
     axes.set_xticks([i - 0.5 for i in ticks], minor=True)
     axes.set_yticks([i - 0.5 for i in ticks], minor=True)
     axes.grid(visible=False)
@@ -56,19 +56,21 @@ def draw_one(axes, name: str) -> None:
 
     axes.axhline(N_QUESTION - 0.5, color="black", linewidth=1)
     axes.axvline(N_QUESTION - 0.5, color="black", linewidth=1)
+    axes.spines[["top", "right"]].set_visible(True)
     axes.set(title=TITLES[name], xlabel="… may attend to this token")
 
 
 def draw(path: str | Path) -> None:
     from matplotlib.patches import Patch
 
-    with figure(path, 1, 3, (8.3, 4.35), sharey=True) as (fig, panels):
+    with figure(path, 1, 3, (WIDTH, 3.8), sharey=True) as (fig, panels):
         for axes, name in zip(panels, TITLES, strict=True):
             draw_one(axes, name)
         panels[0].set_ylabel("this token …")
         patches = [Patch(facecolor=colour, edgecolor="#999999", label=label) for label, colour in CELLS.items()]
-        fig.legend(handles=patches, loc="outside lower center", ncols=len(CELLS), fontsize=9)
-        fig.suptitle("With mask jepa neither view sees the other; with mask none [PRED] sees the answer")
+        fig.legend(handles=patches, ncols=len(CELLS), **LEGEND)
+        seen = [int((cells_of(name) == len(CELLS) - 1).sum()) for name in ("jepa", "none")]
+        headline(fig, f"Under the JEPA mask [PRED] sees {seen[0]} tokens of the answer, without it {seen[1]}")
 
 
 def main(argv: list[str] | None = None) -> None:

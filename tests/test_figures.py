@@ -1,12 +1,13 @@
-"""results/figures.py and draw_mask.py: what is drawn is what the JSON says; results/collect.py: what is left out."""
+"""The figures of results/: what is drawn is what the JSON or the model says; results/collect.py: what is left out."""
 
 import json
+import re
 
 import pytest
 from helpers import ROOT, call
 
 from common.plots import BLUE, GREEN, GREY, ORANGE, YELLOW
-from results import collect, draw_mask, figures
+from results import collect, draw_architectures, draw_mask, figures
 
 STUDIES = [name for name in figures.FIGURES if (ROOT / "results" / f"{name}.json").is_file()]
 
@@ -45,10 +46,28 @@ def draw(tmp_path, drawn, kept):
     return draw_study
 
 
+def numbers_of(value) -> set[float]:
+    """Every figure of a JSON, as a fraction and in per cent."""
+    if isinstance(value, dict | list):
+        return {x for part in (value.values() if isinstance(value, dict) else value) for x in numbers_of(part)}
+    return {value, 100 * value} if isinstance(value, int | float) else set()
+
+
 @pytest.mark.parametrize("study", STUDIES)
-def test_a_figure_is_drawn_with_a_title_and_no_legend_over_its_curves(study, draw):
+def test_a_title_states_numbers_of_the_json_and_a_control_is_named(study, draw):
+    figure, known = draw(study), numbers_of(runs_of(study))
+    stated = re.findall(r"\d+\.\d+|\d+(?=%)", figure.get_suptitle())
+    assert len(stated) >= 2
+    for number in stated:
+        decimals = len(number.partition(".")[2])
+        assert any(f"{x:.{decimals}f}" == number for x in known), number
+    texts = [text.get_text() for text in figure.findobj(lambda x: hasattr(x, "get_text"))]
+    assert any(word in text for text in texts for word in ("(control)", "constant", "chance", "(baseline)"))
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_no_legend_lies_over_a_curve(study, draw):
     figure = draw(study)
-    assert figure.get_suptitle()
     legends = figure.legends + [axes.get_legend() for axes in figure.axes if axes.get_legend()]
     assert legends
     for axes in figure.axes:
@@ -58,7 +77,7 @@ def test_a_figure_is_drawn_with_a_title_and_no_legend_over_its_curves(study, dra
 
 def test_the_leak_shows_cosines_of_both_passes_and_exact_match_beside_the_constant(draw):
     runs, panels = runs_of("leak"), draw("leak").axes
-    pairs = [keys for _, *keys in figures.LEAK.values()] * 2
+    pairs = [*figures.LEAK.values()] * 2
     for axes, (claim, control), part in zip(panels, pairs, ["words"] * 3 + ["gsm8k"] * 3, strict=True):
         assert heights(axes) == pytest.approx(means(runs, claim, part) + means(runs, control, part))
 
@@ -126,16 +145,29 @@ def test_a_system_has_one_colour_in_all_figures():
     lines = [line for row in figures.LAMBDA_ROWS.values() for line in row]
     assert {colour for _, key, colour, _ in lines if key.startswith("constant")} == {GREY}
     assert {colour for _, key, colour, _ in lines if key == "effective_rank_z"} == {GREEN}
+    assert {colour for _, key, colour, _ in lines if key == "effective_rank_z_hat"} == {BLUE}
 
 
 def test_the_mask_is_drawn_as_the_model_has_it_and_only_without_one_does_pred_see_the_answer(tmp_path, drawn):
     draw_mask.draw(tmp_path / "mask.png")
     leak = list(draw_mask.CELLS).index("leak: the answer is visible to [PRED]")
-    shown = {axes.get_title().split("\n")[0]: axes.images[0].get_array() for axes in drawn["mask.png"].axes}
+    shown = {axes.get_title("left").split("\n")[0]: axes.images[0].get_array() for axes in drawn["mask.png"].axes}
     assert list(shown) == ["jepa", "causal", "none"]
     assert {name: int((cells == leak).sum()) for name, cells in shown.items()} == {"jepa": 0, "causal": 0, "none": 3}
     answer = slice(draw_mask.N_QUESTION, None)
     assert not shown["jepa"][answer, : draw_mask.N_QUESTION].any() and shown["causal"][answer, 0].all()
+
+
+@pytest.mark.parametrize("system", draw_architectures.DRAWINGS)
+def test_a_drawing_of_a_system_is_whole_and_shows_what_is_cut_off(system, tmp_path, drawn):
+    draw_architectures.DRAWINGS[system](tmp_path / "a.png")
+    figure = drawn["a.png"]
+    (axes,), inside = figure.axes, figure.bbox
+    texts = [text for text in axes.texts if text.get_text()]
+    assert (tmp_path / "a.png").is_file() and figure.get_suptitle()
+    assert all(inside.contains(*corner) for text in texts for corner in text.get_window_extent().corners())
+    assert any(line.get_marker() == "X" and line.get_color() == ORANGE for line in axes.lines)
+    assert any("gradient" in text.get_text() for text in texts)
 
 
 def test_collecting_leaves_texts_and_folders_out_however_deep_and_takes_an_evaluation_on_other_data(

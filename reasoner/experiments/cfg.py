@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from common.plots import COLOURS, MARKERS, SKY, figure
+from common.plots import COLOURS, LEGEND, MARKERS, SKY, WIDTH, figure, headline
 from common.stats import bootstrap_mean, bootstrap_ratio, paired_difference, wilson
 from reasoner.config import EvalConfig
 from reasoner.experiments.measures import generate
@@ -14,6 +14,7 @@ from reasoner.tasks import Example, noisy_prompt
 
 TOKEN_NOISE = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)  # probability per token
 LATENT_NOISE = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)  # norm, that of what it is added to being 1
+SHOWN = 4  # of them, in the figure's title
 KINDS = {"drop": TOKEN_NOISE, "replace": TOKEN_NOISE, "insert": TOKEN_NOISE, "latent": LATENT_NOISE}
 
 
@@ -87,7 +88,7 @@ def curves(result: dict) -> list[tuple]:
 
 def draw_noise(result: dict, path: str | Path) -> None:
     """Token accuracy against each kind of noise, a line a run, the first on top -> PNG."""
-    with figure(path, 2, 2, size=(9, 7.5), sharey=True) as (fig, panels):
+    with figure(path, 2, 2, size=(WIDTH, 5.8), sharey=True) as (fig, panels):
         for axes, kind in zip(panels.flat, KINDS, strict=True):
             for i, (name, rows, colour) in reversed(list(enumerate(curves(result)))):
                 x = [row["rate"] for row in rows[kind]]
@@ -98,10 +99,13 @@ def draw_noise(result: dict, path: str | Path) -> None:
                 filled = dict() if i == 0 else dict(markerfacecolor="none", markeredgewidth=1.2)
                 axes.plot(x, y, label=name, zorder=3 - 0.1 * i, **style, **filled)
                 axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
-            title = "Gaussian noise on what is fed back" if kind == "latent" else f"Prompt tokens: {kind}"
-            xlabel = "norm of the noise" if kind == "latent" else "rate (fraction of tokens)"
+            title = "Gaussian noise on what is fed back" if kind == "latent" else f"prompt tokens: {kind}"
+            xlabel = "norm of the noise" if kind == "latent" else "fraction of prompt tokens"
             axes.set(title=title, xlabel=xlabel, ylim=(0, 1.05))
         for axes in panels[:, 0]:
-            axes.set(ylabel="chain token accuracy (band: 95%)")
+            axes.set(ylabel="token accuracy (band: 95%)")
         handles, labels = axes.get_legend_handles_labels()
-        fig.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=len(labels), fontsize=10)
+        fig.legend(handles[::-1], labels[::-1], ncols=len(labels), **LEGEND)
+        reached = [f"{name} {rows['latent'][SHOWN]['token_accuracy']['mean']:.1%}" for name, rows, _ in curves(result)]
+        finding = f"Chain token accuracy at noise of norm {LATENT_NOISE[SHOWN]:g} on what is fed back"
+        headline(fig, f"{finding}: {', '.join(reached[:2])}")

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.plots import BLACK, BLUE, GREY, ORANGE, figure
+from common.plots import BLACK, BLUE, GREY, LEGEND, ORANGE, WIDTH, figure, headline, label_points
 from common.stats import clustered_mean, paired_difference, signed, wilson
 from reasoner.config import EvalConfig
 from reasoner.experiments.measures import chain_accuracy, correct, exposure_gap, percent, points, rollouts
@@ -126,6 +126,13 @@ def print_mixed(mixed: dict | None) -> None:
 # ------------------------------------------------------------------------------------------- the picture
 
 
+def cosines(reasoner: Reasoner, chain: Tensor, words: list[str]) -> list[float]:
+    """Of each latent of a chain (R, C) to the embedding of its word, where it has one."""
+    found = unit_embeddings(reasoner)
+    pairs = [(r, found[reasoner.tokenizer.id_of[word]]) for r, word in zip(chain, words, strict=False) if word]
+    return [F.cosine_similarity(r, e, dim=0).item() for r, e in pairs]
+
+
 def draw_chain(reasoner: Reasoner, example: Example, chain: Tensor, path: str | Path) -> None:
     """The chain (R, C) among the embeddings of its tree's nodes, along their two principal components -> PNG."""
     from sklearn.decomposition import PCA  # optional: only the picture needs it
@@ -137,26 +144,27 @@ def draw_chain(reasoner: Reasoner, example: Example, chain: Tensor, path: str | 
     at = dict(zip(labels, pca.transform(nodes.numpy()).tolist(), strict=True))
     steps = pca.transform(steps.numpy())  # (R, 2)
 
+    own, sibling = (cosines(reasoner, chain, words) for words in (route, example.sibling))
     groups = (
         ("other nodes", [word for word in labels if word not in (*route, *example.sibling)], GREY, "D"),
         ("siblings of the route", [word for word in example.sibling if word], ORANGE, "s"),
         ("nodes of the route", route, BLUE, "o"),
     )
-    with figure(path, size=(7, 5.5)) as (_, axes):
+    with figure(path, size=(WIDTH, 4.8)) as (fig, axes):
         for name, words, colour, marker in groups:
             if words:
                 axes.scatter(*zip(*(at[w] for w in words), strict=True), color=colour, marker=marker, s=60, label=name)
-            for word in words:
-                axes.annotate(word, at[word], textcoords="offset points", xytext=(6, 5), color=colour)
         axes.plot(*steps.T, color=BLACK, linewidth=1, marker="x", markersize=9, label="the chain's latents")
-        for t, point in enumerate(steps, 1):
-            axes.annotate(f"r{t}", point, textcoords="offset points", xytext=(6, -12))
+        variance = pca.explained_variance_ratio_
         axes.set(
-            title=f"A chain of latents and its tree: route {' → '.join(route)}",
-            xlabel="first principal component",
-            ylabel="second principal component",
+            xlabel=f"first principal component ({variance[0]:.0%} of variance)",
+            ylabel=f"second ({variance[1]:.0%})",
         )
-        axes.legend()
+        found = f"mean cosine {mean(own):.3f} to its node, {mean(sibling):.3f} to the sibling (control)"
+        headline(fig, f"Each latent of the chain {' → '.join(route)}: {found}")
+        fig.legend(ncols=4, **LEGEND)
+        names = {f"r{t}": point for t, point in enumerate(steps, 1)} | at
+        label_points(axes, list(names.values()), list(names), gap=7)
 
 
 # ------------------------------------------------------------------------------------------ the experiment
