@@ -16,7 +16,8 @@ stands beside another answer's latent, and beside the same model before training
     neighbours_share_answer      do a question's 5 nearest questions (by z_hat) have its answer, its operations?
     neighbours_share_ops         …_chance is the same for any other question
 
-Writes alignment.json and figures into the run's folder; for other data or another split, alignment-NAME.json.
+Writes alignment.json, alignment_cosines.png and latents.png, a map of the answers' latents with the predictions, into
+the run's folder; for other data or another split, alignment-NAME.json and so on.
 
 Shapes: N questions, A distinct answers, C width.
 """
@@ -34,12 +35,26 @@ from common.checkpoint import write_json
 from common.device import resolve_device
 from common.log import read_log
 from common.options import UserError, opt, parse, run_main
-from common.plots import BLUE, COLOURS, ORANGE, figure
+from common.plots import (
+    BLACK,
+    BLUE,
+    COLOURS,
+    DOTTED,
+    LEGEND,
+    ORANGE,
+    THIN,
+    WIDTH,
+    figure,
+    headline,
+    label_points,
+    plot_curves,
+    whole_windows,
+)
 from common.sources import Example
 from common.stats import mean_ci95, wilson
 from config import EvalConfig
-from data import answer_view_text
-from evaluate_accuracy import answer_views, by_length, distinct_views, load_examples, output_name
+from data import answer_view_text, is_correct
+from evaluate_accuracy import answer_views, by_length, distinct_views, final_answer, load_examples, output_name
 from model import NanoJEPA, load_run
 
 NEIGHBOURS = 5
@@ -142,6 +157,16 @@ def compute_latents(model: NanoJEPA, examples: list[Example], answers=(), batch_
     return Latents(z_hat, z, own, kept, answers)
 
 
+def decoded_correctly(model: NanoJEPA, latents: Latents, batch_size: int = 64) -> list[bool]:
+    """Does the answer decoded for each question name its number?"""
+    correct = []
+    for i in range(0, len(latents.examples), batch_size):
+        examples = latents.examples[i : i + batch_size]
+        texts = model.answer([e.question for e in examples])
+        correct += [is_correct(final_answer(model, x), e, model.config) for x, e in zip(texts, examples, strict=True)]
+    return correct
+
+
 def measure(latents: Latents) -> dict:
     """-> alignment.json's figures."""
     similarity, (own, other) = latents.cosines(), latents.own_and_other()
@@ -194,63 +219,93 @@ def plot_cosines(trained: Latents, fresh: Latents, path: Path) -> None:
     found = [latents.own_and_other() for latents in (fresh, trained)]
     low = min(-0.2, *(float(x.min()) for pair in found for x in pair))
     bins = np.linspace(low, 1, 60)
-    with figure(path, 1, 2, (8, 3.8), sharex=True, sharey=True) as (fig, axes):
-        for axis, (own, other), title in zip(axes, found, ("before training", "after training"), strict=True):
+    with figure(path, 1, 2, (WIDTH, 3.2), sharex=True, sharey=True) as (fig, axes):
+        for axis, (own, other), when in zip(axes, found, ("before training", "after training"), strict=True):
             axis.hist(other.numpy(), bins, color=ORANGE, alpha=0.7, label="another answer's latent (control)")
             axis.hist(own.numpy(), bins, color=BLUE, alpha=0.7, label="own answer's latent")
-            axis.set(title=title, xlabel="cosine of the predicted latent to …")
+            axis.set(title=f"{when}: {own.mean():.2f} and {other.mean():.2f}", xlabel="cosine of ẑ to …")
         axes[0].set_ylabel("questions")
-        fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        own, other = found[1]
+        headline(fig, f"Mean cosine {own.mean():.3f} to the own answer, {other.mean():.3f} to another's (control)")
+        fig.legend(*axes[0].get_legend_handles_labels(), ncols=2, **LEGEND)
 
 
-def plot_map(latents: Latents, path: Path, n_links: int = 60) -> None:
-    """Answer latents along their two first principal components, predictions in the same plane, a line to the own."""
+def plot_map(latents: Latents, correct: list[bool], path: Path, n_lines: int = 100) -> None:
+    """Answer latents along their two first principal components, each with its text where there is room; predictions
+    in the same plane, those decoded incorrectly with a line to the answer they should have met."""
     from sklearn.decomposition import PCA
 
     unit_z, unit_z_hat = (F.normalize(x, dim=-1).numpy() for x in (latents.z, latents.z_hat))
     pca = PCA(2).fit(unit_z)
     z, z_hat = pca.transform(unit_z), pca.transform(unit_z_hat)
-    own = z[latents.own.numpy()]  # (N, 2)
-    try:
-        size, meaning = [np.log10(1 + abs(float(answer))) for answer in latents.answers], "log10(1 + |answer|)"
-    except ValueError:  # programs, texts
-        size, meaning = [len(answer) for answer in latents.answers], "length in characters"
-    colours = dict(cmap="viridis", vmin=0, vmax=max(size), linewidths=0)
-    picked = np.random.default_rng(0).permutation(len(z_hat))[:n_links]
-    variance = pca.explained_variance_ratio_
-    distance, chance = (np.linalg.norm(z_hat - x, axis=1).mean() for x in (own, np.roll(own, len(own) // 2, 0)))
+    own, correct = latents.own.numpy(), np.array(correct)
+    variance, (wrong,) = pca.explained_variance_ratio_, np.nonzero(~correct)
+    distance, chance = (np.linalg.norm(z_hat - z[x], axis=1).mean() for x in (own, np.roll(own, len(own) // 2)))
 
-    with figure(path, 1, 1, (7.5, 5)) as (fig, axis):
-        axis.plot(
-            *np.stack((z_hat[picked], own[picked]), 1).transpose(2, 1, 0), color="black", alpha=0.35, linewidth=0.7
-        )
-        dots = axis.scatter(*z.T, c=size, s=40, marker="o", label=f"answer latents z ({len(z)})", **colours)
-        picked_size = [size[i] for i in latents.own[picked]]
-        label = f"predictions ẑ ({len(picked)} of {len(z_hat)}), a line to the own answer"
-        axis.scatter(*z_hat[picked].T, c=picked_size, s=26, marker="^", label=label, **colours)
-        axis.set(
-            title=f"Mean distance in this plane: {distance:.2f} to the own answer, {chance:.2f} to another's (control)",
+    with figure(path, 1, 1, (WIDTH, 5.6)) as (fig, axes):
+        for i in wrong[:n_lines]:
+            axes.plot(*np.stack((z_hat[i], z[own[i]])).T, color=ORANGE, linewidth=0.8)
+        n, marks = len(correct), dict(linewidths=0)
+        label = f"ẑ, decoded correctly ({correct.sum():,})"
+        axes.scatter(*z_hat[correct].T, s=16, color=BLUE, alpha=0.3, label=label, **marks)
+        label = f"ẑ, decoded incorrectly ({len(wrong):,}), a line to its z"
+        axes.scatter(*z_hat[wrong].T, s=45, color=ORANGE, marker="X", label=label, zorder=3, **marks)
+        axes.scatter(*z.T, s=9, color=BLACK, label=f"answer latents z ({len(z)})", zorder=4, **marks)
+        axes.set(
             xlabel=f"first principal component of z ({variance[0]:.0%} of variance)",
             ylabel=f"second ({variance[1]:.0%})",
         )
-        fig.legend(loc="outside lower center", ncols=2)
-        fig.colorbar(dots, ax=axis, label=meaning)
+        axes.set_title(
+            f"mean distance in this plane: {distance:.2f} to the own answer, {chance:.2f} to another's (control)"
+        )
+        headline(fig, f"{correct.sum():,} of {n:,} predicted latents decode to the correct answer")
+        fig.legend(ncols=3, **LEGEND)
+        often = np.argsort(-np.bincount(own, minlength=len(z)), kind="stable")
+        label_points(axes, z[often], [latents.answers[i] for i in often], z_hat[wrong], fontsize=8, zorder=5)
+
+
+def collapse(train: list[dict]) -> dict | None:
+    """Training lines of log.jsonl -> the one where every answer's latent looks alike, the highest cosine to another's;
+    None if there was no such phase or if the latents never parted again."""
+    highest = max(train, key=lambda row: row["cos_other"], default=None)
+    if not highest or highest["cos_other"] < 0.5:
+        return None
+    parted = train[-1]["cos_own"] - train[-1]["cos_other"] > 2 * (highest["cos_own"] - highest["cos_other"])
+    return highest if parted else None
+
+
+def plot_jepa_loss(run: str | Path) -> None:
+    """log.jsonl -> jepa_loss_curve.png: the control beside the claim, and the early collapse from which they part."""
+    train, val = read_log(run)
+    train = whole_windows(train)
+    lines = []
+    for key, whose in (("cos_own", "own answer"), ("cos_other", "another's (control)")):
+        colour = BLUE if key == "cos_own" else ORANGE
+        for rows, prefix, split, style in ((train, "", "training", THIN), (val, "val_", "validation", DOTTED)):
+            lines.append((f"{whose}, {split}", rows, lambda x, k=prefix + key: 1 - x[k], dict(color=colour, **style)))
+    notes = []
+    if row := collapse(train):
+        text = f"step {row['step']}: all latents alike,\ncosine {row['cos_own']:.3f} to the own answer,"
+        point = row["step"], 1 - row["cos_other"]
+        notes.append((f"{text}\n{row['cos_other']:.3f} to another's", point, (0.45, 0.97)))
+    own, other = (value(rows[-1]) for _, rows, value, _ in (lines[1::2] if val else lines[::2]))
+    title = f"JEPA loss {own:.3f} to the own answer, {other:.3f} to another's (control)"
+    plot_curves(Path(run) / "jepa_loss_curve.png", lines, title, "1 − cosine of ẑ", "linear", "log", notes)
 
 
 def plot_training(runs: list[tuple[str, str]], path: Path) -> None:
     """(label, folder) pairs -> validation cosines over training, own (solid) and other (dotted), one colour a run."""
     with figure(path) as (fig, axis):
+        margins = []
         for (label, run), colour in zip(runs, cycle(COLOURS), strict=False):
             _, val = read_log(run)
-            for key, style, what in (("val_cos_own", "-", "own answer"), ("val_cos_other", ":", "another answer")):
+            margins.append(f"{label} {val[-1]['val_cos_own'] - val[-1]['val_cos_other']:.2f}")
+            for key, style, what in (("val_cos_own", "-", "own answer"), ("val_cos_other", ":", "another's (control)")):
                 points = [x["step"] for x in val], [x[key] for x in val]
                 axis.plot(*points, style, marker="o", markersize=3, color=colour, label=f"{label}, {what}")
-        axis.set(
-            title="Alignment over training, validation split",
-            xlabel="optimiser step",
-            ylabel="cosine of the predicted latent",
-        )
-        fig.legend(loc="outside lower center", ncols=2)
+        axis.set(xlabel="optimiser step", ylabel="cosine of ẑ, validation split")
+        headline(fig, f"Own answer's cosine above another's at the end: {', '.join(margins)}")
+        fig.legend(ncols=2, **LEGEND)
 
 
 # ------------------------------------------------------------------------------------------------ main
@@ -300,8 +355,9 @@ def main(argv: list[str] | None = None) -> None:
     compared = {other: columns[other] for other in config.compare}
     write_json(run / f"{name}.json", {"split": config.split, **result, "compared": compared})
     plot_cosines(latents, fresh, run / f"{name}_cosines.png")
-    plot_map(latents, run / f"{name}_map.png")
-    written = [f"{name}.json", f"{name}_cosines.png", f"{name}_map.png"]
+    map_name = f"{output_name('latents', model, config)}.png"
+    plot_map(latents, decoded_correctly(model, latents, config.batch_size), run / map_name)
+    written = [f"{name}.json", f"{name}_cosines.png", map_name]
     if config.compare:
         labelled = [(f"λ = {m.config.jepa_weight:g} ({Path(folder).name})", folder) for folder, m in runs.items()]
         plot_training(labelled, run / f"{name}_over_training.png")

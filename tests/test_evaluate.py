@@ -1,7 +1,6 @@
 """eval_alignment.py and evaluate_accuracy.py: each figure against the slow obvious one, and what is written where."""
 
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,16 +8,13 @@ import numpy as np
 import pytest
 import torch
 from helpers import call, same
-from matplotlib.colors import to_hex
 from tiny import ANSWERS, PROBLEMS, QUESTIONS, tiny_config, tiny_model
 
 import eval_alignment
 import evaluate_accuracy
 import main
 from common.checkpoint import read_json
-from common.log import read_log
 from common.options import UserError
-from common.plots import BLUE, ORANGE
 from common.sources import Example
 from config import EvalConfig
 from eval_alignment import Latents, alignment, effective_rank, geometry, measure, neighbours, untrained
@@ -354,43 +350,3 @@ def test_only_the_runs_own_folder_is_its_own_data(tmp_path, monkeypatch):
 def test_nothing_puts_random_weights_in_place_of_a_checkpoint(module, tmp_path):
     done = call(module, "--run", tmp_path / "none", check=False)
     assert done.returncode == 1 and "no checkpoint" in done.stderr and "Traceback" not in done.stderr
-
-
-# ---------------------------------------------------------------------------------------------- figures
-
-
-def test_the_histograms_show_every_question_and_its_control_before_and_after_training(tmp_path, drawn):
-    trained, fresh = latents(noise=0.5), latents(noise=5.0)
-    eval_alignment.plot_cosines(trained, fresh, tmp_path / "a.png")
-    for axes, given in zip(drawn["a.png"].axes, (fresh, trained), strict=True):
-        own, other = given.own_and_other()
-        counts = {ORANGE: other, BLUE: own}
-        for container, (colour, values) in zip(axes.containers, counts.items(), strict=True):
-            edges = [*(bar.get_x() for bar in container), container[-1].get_x() + container[-1].get_width()]
-            assert [bar.get_height() for bar in container] == np.histogram(values, edges)[0].tolist()
-            assert to_hex(container[0].get_facecolor()) == colour.lower()
-            assert sum(bar.get_height() for bar in container) == 40
-
-
-def test_the_map_links_each_prediction_to_its_own_answer_and_states_the_control(tmp_path, drawn):
-    given = latents(noise=0.1)
-    eval_alignment.plot_map(given, tmp_path / "a.png", n_links=15)
-    axes = drawn["a.png"].axes[0]
-    dots, triangles = axes.collections
-    assert len(axes.get_lines()) == 15 and len(dots.get_offsets()) == 7 and len(triangles.get_offsets()) == 15
-    ends = np.array([line.get_xydata() for line in axes.get_lines()])  # (15, prediction and answer, 2)
-    assert np.allclose(ends[:, 0], triangles.get_offsets())
-    assert all(np.isclose(dots.get_offsets(), end).all(1).any() for end in ends[:, 1])
-    lengths = np.linalg.norm(ends[:, 0] - ends[:, 1], axis=1)
-    own, control = (float(x) for x in re.findall(r"\d\.\d+", axes.get_title()))
-    assert lengths.mean() == pytest.approx(own, abs=0.05) and own < control / 2
-
-
-def test_runs_are_compared_over_training_own_and_other_answer(run, drawn):
-    call(eval_alignment, "--run", run, "--limit", 20, "--compare", run, "--device", "cpu")
-    assert read_json(run / "alignment-first-20.json")["compared"].keys() == {str(run)}
-    (axes,) = drawn["alignment-first-20_over_training.png"].axes
-    _, val = read_log(run)
-    lines = {line.get_label(): line for line in axes.get_lines()}
-    for key, what in (("val_cos_own", "own answer"), ("val_cos_other", "another answer")):
-        assert lines[f"λ = 1 (run), {what}"].get_ydata().tolist() == [row[key] for row in val]
