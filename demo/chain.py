@@ -129,6 +129,7 @@ CSS = (
 #chain-ask button { padding-inline: .5rem; white-space: nowrap; }
 #chain-ask input { text-overflow: ellipsis; padding-right: 2rem; }
 #chain-result .html-container { padding: 0; }
+#chain .panels > .message { align-self: start; margin: 0; }
 #chain .panel p { margin: 0; }
 #chain .panel h3 { margin: 0 0 .3rem; font-size: 1rem; }
 #chain .answer { font-size: 2rem; line-height: 1.3; overflow-wrap: anywhere; }
@@ -160,6 +161,9 @@ TO_RESULT = """() => {
     const element = document.querySelector('#chain SELECTOR') || document.querySelector('#chain-result')
     if (innerWidth < 900) element.scrollIntoView({behavior: 'smooth', block: 'start'})
 }"""
+LOUDEST = 1.5  # noise; a cosine to the latent of about 0.55 is left
+# The number beside the slider may be empty, or too large, while it is being typed.
+WITHIN = f"(first, noise, ...others) => [first, Math.min(Math.max(noise ?? 0, 0), {LOUDEST}), ...others]"
 NOISE = (
     "Noise: the length of a random vector that is added to each latent before it is fed back; the latent's own length "
     "is 1. The same number always gives the same noise."
@@ -349,10 +353,10 @@ def build(tab: ChainTab) -> None:
                 word = gr.Dropdown(
                     words, value=words[0], label="by embedding of", allow_custom_value=True, min_width=120
                 )
-            noise = gr.Slider(0, 1.5, 0, step=0.05, label="Noise")
+            noise = gr.Slider(0, LOUDEST, 0, step=0.05, label="Noise")
             gr.Markdown(NOISE, elem_classes="label")
     shown = [said, result, k, word]
-    options = dict(api_visibility="private", show_progress="minimal", trigger_mode="always_last")
+    options = dict(api_visibility="private", show_progress="minimal", trigger_mode="always_last", js=WITHIN)
     to_result, to_disturbed = (TO_RESULT.replace("SELECTOR", x) for x in ("#chain-result", "section + *"))
     for trigger, answer, inputs, outputs, scroll in (
         (button.click, follow, [prompt, noise], [pick, *shown], to_result),

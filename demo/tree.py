@@ -97,7 +97,7 @@ def symbol(kind: str) -> str:
 
 
 def way(tree: Tree, at: dict, a: str, b: str, kind: str) -> str:
-    """The line from step to step: along the edge, or a curve where there is none; nothing if the node stays the same."""
+    """The line from step to step: along the edge, a curve where there is none, nothing if the node stays the same."""
     if a == b:
         return ""
     (x1, y1), (x2, y2) = at[a], at[b]
