@@ -278,17 +278,19 @@ def plot_jepa_loss(run: str | Path) -> None:
     """log.jsonl -> jepa_loss_curve.png: the control beside the claim, and the early collapse from which they part."""
     train, val = read_log(run)
     train = whole_windows(train)
-    lines = []
-    for key, whose in (("cos_own", "own answer"), ("cos_other", "another's (control)")):
-        colour = BLUE if key == "cos_own" else ORANGE
-        for rows, prefix, split, style in ((train, "", "training", THIN), (val, "val_", "validation", DOTTED)):
-            lines.append((f"{whose}, {split}", rows, lambda x, k=prefix + key: 1 - x[k], dict(color=colour, **style)))
+    lines = [
+        ("own answer, training", train, "jepa_loss", dict(color=BLUE, **THIN)),
+        ("own answer, validation", val, "val_jepa_loss", dict(color=BLUE, **DOTTED)),
+        ("another's (control), training", train, lambda x: 1 - x["cos_other"], dict(color=ORANGE, **THIN)),
+        ("another's (control), validation", val, lambda x: 1 - x["val_cos_other"], dict(color=ORANGE, **DOTTED)),
+    ]
     notes = []
     if row := collapse(train):
         text = f"step {row['step']}: all latents alike,\ncosine {row['cos_own']:.3f} to the own answer,"
         point = row["step"], 1 - row["cos_other"]
         notes.append((f"{text}\n{row['cos_other']:.3f} to another's", point, (0.45, 0.97)))
-    own, other = (value(rows[-1]) for _, rows, value, _ in (lines[1::2] if val else lines[::2]))
+    last, prefix = (val[-1], "val_") if val else (train[-1], "")
+    own, other = last[f"{prefix}jepa_loss"], 1 - last[f"{prefix}cos_other"]
     title = f"JEPA loss {own:.3f} to the own answer, {other:.3f} to another's (control)"
     plot_curves(Path(run) / "jepa_loss_curve.png", lines, title, "1 − cosine of ẑ", "linear", "log", notes)
 

@@ -21,12 +21,12 @@ from common.device import Distributed, resolve_device
 from common.log import last_metrics, measuring, read_log
 from common.loop import fit, mean_metrics
 from common.options import parse, run_main
-from common.plots import BLUE, DOTTED, ORANGE, THIN, plot_curves, whole_windows
+from common.plots import BLUE, DOTTED, THIN, plot_curves, whole_windows
 from common.sources import Example
 from common.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 from config import PRESETS, Config
 from data import Batch, TokenizedDataset, load_splits, view_texts
-from eval_alignment import alignment
+from eval_alignment import alignment, plot_jepa_loss
 from evaluate_accuracy import accuracy, coverage, exact_match
 from model import NanoJEPA, jepa_mask, load_run
 
@@ -86,27 +86,18 @@ def plot(run: Path) -> None:
     """log.jsonl -> token_loss_curve.png and jepa_loss_curve.png, the control beside the claim."""
     train, val = read_log(run)
     train = whole_windows(train)
+    reached = f"{val[-1]['val_token_loss']:.3f}" if val else "of training"
     plot_curves(
         run / "token_loss_curve.png",
         [
             ("train", train, "token_loss", dict(color=BLUE, **THIN)),
             ("validation", val, "val_token_loss", dict(color=BLUE, **DOTTED)),
         ],
-        "Token loss: question, and answer decoded from its latent",
+        f"Token loss {reached}: question, and answer decoded from its latent",
         "cross-entropy (nats per token, terms added)",
         "log",
     )
-    plot_curves(
-        run / "jepa_loss_curve.png",
-        [
-            ("train, own answer", train, "jepa_loss", dict(color=BLUE, **THIN)),
-            ("validation, own answer", val, "val_jepa_loss", dict(color=BLUE, **DOTTED)),
-            ("train, another answer (control)", train, lambda x: 1 - x["cos_other"], dict(color=ORANGE, **THIN)),
-            ("validation, another answer", val, lambda x: 1 - x["val_cos_other"], dict(color=ORANGE, **DOTTED)),
-        ],
-        "JEPA loss beside its control: the latent of another answer",
-        "1 − cosine of the predicted latent",
-    )
+    plot_jepa_loss(run)
 
 
 def final_evaluation(model: NanoJEPA | None, splits: dict[str, list[Example]], run: Path) -> dict:

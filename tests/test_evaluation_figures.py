@@ -72,7 +72,7 @@ def test_a_collapse_is_where_all_latents_look_alike_before_they_part(cosines, st
 
 
 def test_the_curve_of_the_jepa_loss_states_both_cosines_of_the_collapse(tmp_path, drawn):
-    val = {"step": 40, "val_loss": 1.0, "val_cos_own": 0.97, "val_cos_other": 0.42}
+    val = {"step": 40, "val_loss": 1.0, "val_jepa_loss": 0.03, "val_cos_other": 0.42}
     lines = [*rows((0.1, 0.1), (0.95, 0.94), (0.9, 0.5), (0.98, 0.4)), val]
     (tmp_path / "log.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in lines))
     eval_alignment.plot_jepa_loss(tmp_path)

@@ -92,16 +92,16 @@ def test_the_curves_show_each_loss_over_training_with_the_control_beside_it(trai
     expected = {
         "train": (train_lines, "token_loss"),
         "validation": (val_lines, "val_token_loss"),
-        "train, own answer": (train_lines, "jepa_loss"),
-        "validation, own answer": (val_lines, "val_jepa_loss"),
+        "own answer, training": (train_lines, "jepa_loss"),
+        "own answer, validation": (val_lines, "val_jepa_loss"),
     }
     for label, (rows, key) in expected.items():
         assert lines[label].get_xdata().tolist() == [row["step"] for row in rows]
         assert lines[label].get_ydata().tolist() == [row[key] for row in rows]
         assert lines[label].get_color() == BLUE
-    control = lines["validation, another answer"]
+    control = lines["another's (control), validation"]
     assert control.get_ydata().tolist() == [1 - row["val_cos_other"] for row in val_lines]
-    assert control.get_color() == lines["train, another answer (control)"].get_color() == ORANGE
+    assert control.get_color() == lines["another's (control), training"].get_color() == ORANGE
 
 
 def test_the_printed_example_shows_the_mask_and_the_targets():
