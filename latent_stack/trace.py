@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.options import UserError
+from common.options import UserError, one_line
 from latent_stack.model import LatentStack
 from latent_stack.pairs import Pair, load_pairs
 
@@ -75,10 +75,9 @@ def ideas_at_hand(model: LatentStack, data_dir: str = "", limit: int = 0) -> tup
     try:
         pairs = [Pair(clean(p.input), clean(p.target)) for p in load_pairs(config)["test"]]
     except (UserError, ImportError, OSError) as error:  # no data, no `datasets`, a file that may not be read
-        reason = " ".join(str(error).split())
         if data_dir:
-            raise UserError(reason) from None
-        return None, reason
+            raise UserError(one_line(error)) from None
+        return None, one_line(error)
     pairs = list({p.input: p for p in pairs}.values())[: limit or N_TEXTS]
     if len(pairs) < 2:
         return None, "there is one test text only"
