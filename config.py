@@ -1,12 +1,13 @@
 """nanoJEPA's hyperparameters: one flat dataclass, and presets.
 
-    python train.py --help                       all options and presets
+    python train.py --help-all                   all options and presets
     python train.py --preset quick --lr 1e-3     a preset, one option changed
 
 The defaults *are* the reference configuration: GSM8K, GPT-2's vocabulary, 45M parameters, λ = 1, 25 epochs.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from common.options import LoopConfig, Preset, internal, opt
 
@@ -74,6 +75,8 @@ class Config(LoopConfig):
     vocab_size: int = internal(0)  # filled in by train.py: the tokenizer decides it
     system: str = internal("nanojepa")
 
+    COMMON: ClassVar[frozenset] = LoopConfig.COMMON | {"dataset", "jepa_weight"}
+
     @property
     def writes_tokens(self) -> bool:
         """Does the model learn to write an answer token by token behind its question?"""
@@ -119,7 +122,7 @@ PRESETS = {
     # The first command of a newcomer: no download, no GPU, and a demo that answers with any names and numbers.
     # Reasoning is learned through L_jepa alone.
     "quick": Preset(
-        "any laptop CPU, under 2 min: word problems, the program is the target; exact match >= 97% on unseen operands",
+        "any laptop CPU, 2 min: word problems, the program is the target; 97% correct",
         QUICK
         | dict(
             run="out/quick",
@@ -132,12 +135,12 @@ PRESETS = {
     ),
     # The answer itself is the target: the latent must carry the arithmetic.
     "quick-numbers": Preset(
-        "any laptop CPU, about 5 min: the number itself is the target, to 98; exact match about 97% on unseen operands",
+        "any laptop CPU, 5 min: the number itself is the target, to 98; about 97% correct",
         QUICK | dict(run="out/quick-numbers", n_train=80_000, block_size=96, word_dropout=0.05, decode_noise=1.0),
     ),
     # Real GSM8K without a GPU. A small vocabulary because with GPT-2's half of the work would be the output layer.
     "gsm8k-small": Preset(
-        "2 CPU cores, under 40 min: GSM8K, 5.9M parameters; answers at the constant baseline of 3%",
+        "2 CPU cores, 40 min: GSM8K, 5.9M parameters; no better than a constant, 3%",
         dict(
             run="out/gsm8k-small",
             tokenizer="bpe:4096",
@@ -149,24 +152,24 @@ PRESETS = {
         ),
     ),
     "mawps": Preset(
-        "2 CPU cores, about 4 min a fold: MAWPS with --data-dir DIR/mawps/fold0",
+        "2 CPU cores, 4 min a fold: MAWPS with --data-dir DIR/mawps/fold0",
         BENCHMARK | dict(run="out/mawps", epochs=36),
     ),
     "asdiv": Preset(
-        "2 CPU cores, under 2 min a fold: ASDiv-A with --data-dir DIR/asdiv-a/fold0",
+        "2 CPU cores, 2 min a fold: ASDiv-A with --data-dir DIR/asdiv-a/fold0",
         BENCHMARK | dict(run="out/asdiv", epochs=24),
     ),
     "svamp": Preset(
-        "2 CPU cores, about 3 min: MAWPS and ASDiv-A, tested on SVAMP with --data-dir DIR/svamp",
+        "2 CPU cores, 3 min: MAWPS and ASDiv-A, tested on SVAMP; --data-dir DIR/svamp",
         BENCHMARK | dict(run="out/svamp", epochs=16),
     ),
     # The reference configuration on small cards. Minutes are estimates from FLOPs, not measurements.
     "rtx3050": Preset(
-        "RTX 3050 (4 GiB), about 15 min (estimate): the defaults in two micro-batches; not measured yet",
+        "RTX 3050 (4 GiB), 15 min (estimate): the defaults in two micro-batches",
         dict(run="out/rtx3050", grad_accum=2),
     ),
     "rtx3060": Preset(
-        "RTX 3060 (12 GiB), about 8 min (estimate): the defaults in batches of 64, lr 8e-4; not measured yet",
+        "RTX 3060 (12 GiB), 8 min (estimate): the defaults in batches of 64, lr 8e-4",
         dict(run="out/rtx3060", batch_size=64, lr=8e-4),
     ),
 }

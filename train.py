@@ -1,7 +1,7 @@
-"""Train nanoJEPA: `python train.py` is the reference configuration, `--preset quick` five minutes on a laptop.
+"""Train nanoJEPA: the reference configuration, or with `--preset quick` two minutes on a laptop.
 
     python train.py --preset quick                                   word problems, no download, no GPU
-    python train.py --data-dir DIR --preset gsm8k-small              real GSM8K from DIR/train.jsonl and DIR/test.jsonl
+    python train.py --data-dir DIR --preset gsm8k-small              GSM8K from DIR/train.jsonl and test.jsonl
     python train.py --run out/nanojepa --resume                      continue after Ctrl-C, a crash or a full disk
     torchrun --standalone --nproc_per_node=2 -- train.py             data-parallel, the same result on the same batch
 
@@ -12,6 +12,7 @@ state.pt (what --resume needs), log.jsonl, the two curves, and summary.json when
 import time
 from dataclasses import replace
 from pathlib import Path
+from textwrap import shorten
 
 import torch
 
@@ -24,6 +25,7 @@ from common.options import parse, run_main
 from common.plots import BLUE, DOTTED, THIN, plot_curves, whole_windows
 from common.sources import Example
 from common.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
+from common.verdict import against, nearer, try_next
 from config import PRESETS, Config
 from data import Batch, TokenizedDataset, load_splits, view_texts
 from eval_alignment import alignment, plot_jepa_loss
@@ -35,10 +37,10 @@ IN_SUMMARY = {  # what summary.json has of the test split: {evaluation: {its nam
     "accuracy": {
         "exact_match": "exact_match_decoded",
         "exact_match_ci95": "exact_match_decoded_ci95",
-        **{name: name for name in ("constant_from_train", "equation_decoded")},
+        **{name: name for name in ("constant_from_train", "constant_from_train_answer", "equation_decoded")},
         **{name: name for name in ("majority_program", "majority_program_exact_match")},
     },
-    "alignment": {name: name for name in ("retrieval_at_1", "cos_own", "cos_other")},
+    "alignment": {name: name for name in ("retrieval_at_1", "cos_own", "cos_other", "margin_ci95")},
     "coverage": {name: name for name in ("threshold", "coverage", "answered", "answered_correct")},
 }
 PROGRESS = {"token_loss": "token", "jepa_loss": "jepa", "cos_own": "cos", "cos_other": "other"}
@@ -121,38 +123,70 @@ def final_evaluation(model: NanoJEPA | None, splits: dict[str, list[Example]], r
 
 
 def describe_test_split(summary: dict, config: Config, n_test: int) -> list[str]:
-    """Lines on the test split, each figure beside its control."""
+    """Lines on the test split."""
     unseen = ", operand pairs never seen in training" if config.dataset == "wordproblems" else ""
     low, high = summary.get("exact_match_ci95") or (0, 0)
     known = summary.get("coverage") or 0
     lines = [f"test split: {n_test:,} questions{unseen}"]
-    for label, name, form, note in (
+    for label, name, note in (
         (
             f"exact match, {'token by token' if config.writes_tokens else 'decoded from z_hat'}",
             "exact_match",
-            "7.2%",
             f"95% interval {low:.2%} to {high:.2%}",
         ),
-        ("always the majority training answer", "constant_from_train", "7.2%", ""),
-        (f"always the program {summary.get('majority_program')}", "majority_program_exact_match", "7.2%", ""),
-        ("retrieval@1 among all test answers", "retrieval_at_1", "7.2%", ""),
-        ("cosine to the own answer's latent", "cos_own", "7.3f", ""),
-        ("cosine to another answer's latent", "cos_other", "7.3f", "(the control)"),
-        (f"correct of the {known:6.1%} it answers", "answered_correct", "7.2%", "(it does not know the others)"),
+        ("retrieval@1 among all test answers", "retrieval_at_1", ""),
+        (f"correct of the {known:6.1%} it answers", "answered_correct", "(it does not know the others)"),
     ):
         if summary.get(name) is not None:
-            lines.append(f"  {label:<36} {summary[name]:{form}}   {note}".rstrip())
-    lines += [f"  {what} was not measured: {reason}" for what, reason in summary.get("not_measured", {}).items()]
-    return [*lines, ""]
+            lines.append(f"  {label:<36} {summary[name]:7.2%}   {note}".rstrip())
+    return lines + [f"  {what} was not measured: {reason}" for what, reason in summary.get("not_measured", {}).items()]
+
+
+def answers_in_words(summary: dict) -> str:
+    """Exact match against the best constant, the majority answer of training or the majority program."""
+    answer = shorten(str(summary.get("constant_from_train_answer", "the majority answer")), 40, placeholder="…")
+    constants = [(summary["constant_from_train"], f"answering {answer}")]
+    if summary.get("majority_program_exact_match") is not None:
+        constants.append((summary["majority_program_exact_match"], f"computing {summary['majority_program']}"))
+    rate, constant = max(constants)
+    verdict = against(summary["exact_match"], summary["exact_match_ci95"], rate)
+    return (
+        f"It answers {summary['exact_match']:.1%} of the test questions correctly, "
+        f"{verdict} always {constant} ({rate:.1%})."
+    )
+
+
+def latents_in_words(summary: dict, config: Config) -> str:
+    """The cosine to the own answer's latent against that to another's."""
+    if not config.jepa_weight and config.writes_tokens:
+        return "It is a language model, trained without the cosine loss: there is no latent to predict."
+    if config.mask == "none":
+        leaked = f"{summary['val_cos_own']:.3f} " if "val_cos_own" in summary else ""
+        return (
+            f"In training, without a mask, the prediction read its answer: that cosine {leaked}is a leak, no alignment."
+        )
+    low = (summary.get("margin_ci95") or [None])[0]
+    found = nearer(summary["cos_own"], summary["cos_other"], "answer", low)
+    return found if config.jepa_weight else f"{found[:-1]}; with λ = 0 the cosine was not trained."
+
+
+def in_words(summary: dict, config: Config) -> list[str]:
+    """What was learned, against which control, as far as it was measured."""
+    if not config.final_eval:
+        return ["The test split was not measured (--no-final-eval)."]
+    lines = [answers_in_words(summary)] if summary.get("exact_match") is not None else []
+    return lines + ([latents_in_words(summary, config)] if summary.get("cos_own") is not None else [])
 
 
 def report(summary: dict, config: Config, n_test: int) -> str:
-    """What training prints last: the test split beside its controls, and where the run is."""
-    run, lines = config.run, describe_test_split(summary, config, n_test) if config.final_eval else []
-    speed = f"{summary['examples_per_second']:,.0f} examples/s"
+    """What training prints last: the test split, what was learned in words, where the run is, what to try next."""
+    lines = [*describe_test_split(summary, config, n_test), ""] if config.final_eval else []
+    words = in_words(summary, config)
+    lines += [*words, ""] if words else []
+    trained = f"trained {summary['steps']:,} steps in {summary['train_seconds']:.0f} s"
     lines += [
-        f"trained {summary['steps']:,} steps in {summary['train_seconds']:.0f} s, {speed}",
-        f"the run is in {run}/, its curves in {run}/token_loss_curve.png and {run}/jepa_loss_curve.png",
+        f"{trained}, {summary['examples_per_second']:,.0f} examples/s; the run and its curves are in {config.run}/",
+        try_next(config.run, "main.py", "evaluate_accuracy.py" if config.writes_tokens else "eval_alignment.py"),
     ]
     return "\n".join(lines)
 
@@ -161,7 +195,7 @@ def report(summary: dict, config: Config, n_test: int) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    config = open_run(*parse(Config, PRESETS, __doc__.split("\n\n")[0], argv))
+    config = open_run(*parse(Config, PRESETS, __doc__, argv))
     device = resolve_device(config.device, config.precision)
     distributed = Distributed(device.device)
     run, say = Path(config.run), distributed.print
@@ -212,6 +246,7 @@ def main(argv: list[str] | None = None) -> None:
         distributed=distributed,
         device=device,
         progress=PROGRESS,
+        draw=lambda: plot(run),
     )
 
     # report

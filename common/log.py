@@ -7,8 +7,9 @@ an evaluation: what cannot be measured is reported with its reason.
 import json
 import math
 import sys
+import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from tqdm import tqdm
 from common.checkpoint import atomic, strict_json
 from common.device import Distributed
 from common.options import LoopConfig, UserError, one_line
+from common.tracking import Tracker
 
 # ---------------------------------------------------------------------------------------------- the file
 
@@ -90,6 +92,7 @@ def measuring(what: str, missing: dict[str, str]):
 # ------------------------------------------------------------------------------------------- the monitor
 
 SECONDS_A_LINE = 10  # where progress is printed in lines, because no terminal shows a bar
+DRAW_SECONDS, DRAW_EVERY = 10, 50  # of training at least between two drawings of the curves; and as many drawings' time
 
 
 class Monitor:
@@ -102,6 +105,11 @@ class Monitor:
         self.total, self.printed = total, 0.0
         self.sums, self.steps, self.since = defaultdict(float), 0, state.training.read()
         self.unchecked = []  # (step, its loss and gradient norm): on the device, not read yet
+        self.draw_at = self.since + DRAW_SECONDS if config.live and distributed.main else math.inf
+        self.tracker = Tracker(config, state.step, distributed.main)
+        if not config.resume and (self.run / "log.jsonl").is_file():  # what was logged before the loop
+            for line in read_lines(self.run):
+                self.tracker.log(**line)
 
     def add(self, metrics: dict[str, Tensor]) -> None:
         """The metrics of one step."""
@@ -128,10 +136,12 @@ class Monitor:
         return [f"{label} {value:.{digits}f}" for label, value in shown if value is not None]
 
     def log(self, **values) -> None:
-        """One line of log.jsonl."""
+        """One line of log.jsonl, and of the tracker."""
         if self.distributed.main:
             step = self.state.step
-            append_log(self.run, step=step, epoch=round(step / self.state.steps_per_epoch, 3), **values)
+            values = {"epoch": round(step / self.state.steps_per_epoch, 3), **values}
+            append_log(self.run, step=step, **values)
+            self.tracker.log(step, **values)
 
     def write(self, lr: float, interrupted: bool) -> bool:
         """Log the means since the last line -> was this process or another interrupted?"""
@@ -158,3 +168,13 @@ class Monitor:
             epoch = self.state.step / self.state.steps_per_epoch
             shown = ", ".join(self.labelled(metrics, 4, "val_"))
             self.bar.write(f"epoch {epoch:g}, validation: {shown}", file=sys.stderr)
+
+    def redraw(self, draw: Callable[[], None]) -> None:
+        """Draw the curves anew if it is time; what fails is not tried again."""
+        if self.since < self.draw_at or self.state.step == self.total:
+            return
+        began, missing = time.perf_counter(), {}
+        with measuring("the curves", missing):
+            draw()
+        wait = max(DRAW_SECONDS, DRAW_EVERY * (time.perf_counter() - began))
+        self.draw_at = math.inf if missing else self.since + wait

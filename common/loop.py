@@ -302,13 +302,14 @@ def fit(
     distributed: Distributed | None = None,
     device: Device | None = None,
     progress: dict[str, str] | None = None,
+    draw: Callable[[], None] = lambda: None,
     resume_options: str = "",
 ) -> dict:
     """Train `model` -> what summary.json has of every training.
 
     A batch has `.to(device)` and `.n_tokens`. `validate(model)` returns floats, "loss" among them; `after_step()` runs
-    after each optimiser step. `progress` maps the metrics that a person watches to short names. `resume_options`
-    continue the run, and are printed when it is interrupted.
+    after each optimiser step. `progress` maps the metrics that a person watches to short names. `draw()` draws the
+    curves of log.jsonl. `resume_options` continue the run, and are printed when it is interrupted.
     """
     device = device or resolve_device(config.device, config.precision)
     distributed = distributed or Distributed(device.device)
@@ -324,7 +325,7 @@ def fit(
     total = min(schedule, config.max_steps or schedule)
     monitor = Monitor(state, config, distributed, progress or {"loss": "loss"}, total)
     interrupted = False
-    with interruptible(distributed.world) as signals, monitor.bar:
+    with interruptible(distributed.world) as signals, monitor.bar, monitor.tracker:
         while state.step < total:
             epoch, k = divmod(state.step, steps_per_epoch)
             torch.manual_seed((config.seed * 1_000_003 + state.step) * 1009 + distributed.rank)
@@ -351,6 +352,7 @@ def fit(
                 interrupted = interrupted or (alone and bool(signals))
                 if saves or interrupted:
                     save_state(state, config, distributed)
+                monitor.redraw(draw)
             if interrupted:
                 break
     if interrupted or distributed.sum([float(bool(signals))])[0]:

@@ -1,7 +1,8 @@
 """The command line: a flat dataclass becomes options, a preset is a set of named overrides, a mistake is one line.
 
-    python train.py --help                       the presets, then all options in groups
-    python train.py --preset quick --help        the same with that preset's defaults
+    python train.py --help                       the presets, and the options that a newcomer turns
+    python train.py --help-all                   the presets, and every option in groups
+    python train.py --preset quick --help-all    the same with that preset's defaults
     python train.py --preset quick --lr 1e-3     a preset, one option changed
 
 Precedence, weakest first: the dataclass, the preset (under --resume: the saved configuration), the command line.
@@ -11,8 +12,11 @@ import argparse
 import difflib
 import os
 import re
+import shutil
 import sys
+import textwrap
 from dataclasses import dataclass, field, fields, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,13 +27,14 @@ class UserError(Exception):
     """A mistake a user can mend: printed as one line, never as a traceback. Say what, where, and what to do."""
 
 
-def opt(default, help, choices=None, low=None, below=None, group=None, path=False) -> Any:
+def opt(default, help, choices=None, low=None, below=None, group=None, path=False, library=False) -> Any:
     """A dataclass field that is an option: its `--help` text, the values it may take if they are few, its range.
 
-    `group` is the heading in `--help` of this option and of those that follow. With `path` a file or folder that there
-    is becomes an absolute path: a run remembers it, and is evaluated from anywhere.
+    `group` is the heading in `--help-all` of this option and of those that follow. With `path` a file or folder that
+    there is becomes an absolute path: a run remembers it, and is evaluated from anywhere. With `library` a value other
+    than the default names an optional library, which must be installed.
     """
-    metadata = dict(help=help, choices=choices, low=low, below=below, group=group, path=path)
+    metadata = dict(help=help, choices=choices, low=low, below=below, group=group, path=path, library=library)
     return field(default=default, metadata=metadata)
 
 
@@ -52,11 +57,11 @@ class LoopConfig:
 
     run: str = opt("out/run", "folder of the run: configuration, weights, logs, curves", group="run")
     resume: bool = opt(False, "continue the run in --run where it stopped, bit for bit on a CPU")
-    overwrite: bool = opt(False, "start afresh in a folder that holds a run: its .json, .jsonl, .png and weights go")
+    overwrite: bool = opt(False, "start afresh where a run is: its .json, .jsonl, .png and weights go")
     seed: int = opt(1337, "seed of the initialisation, the batch order and dropout", low=0)
 
     epochs: int = opt(25, "passes over the training set", low=1, group="schedule")
-    max_steps: int = opt(0, "stop after this many steps; the schedule still spans --epochs (0: no limit)", low=0)
+    max_steps: int = opt(0, "stop after N steps, within the schedule of --epochs (0: no limit)", low=0)
     eval_every: int = opt(0, "steps between validations; one also follows each epoch (0: only those)", low=0)
     batch_size: int = opt(32, "examples per optimiser step, over all processes and micro-batches", low=1)
     grad_accum: int = opt(1, "micro-batches per step and process; changes only losses on batch statistics", low=1)
@@ -74,11 +79,22 @@ class LoopConfig:
 
     log_every: int = opt(10, "steps between log lines, the only steps that wait for the device", low=1, group="log")
     save_every: int = opt(200, "steps between checkpoints; one is also written after each epoch", low=1)
+    live: bool = opt(True, "draw the curves anew during training, in 2% of its time at most")
+    track: str = opt(
+        "none",
+        "send what log.jsonl gets to this tracker, too",
+        ("none", "trackio", "wandb", "tensorboard"),
+        library=True,
+    )
 
     # What may differ from the saved configuration when a run is resumed.
     RESUMABLE: ClassVar[frozenset] = frozenset(
         "run resume overwrite device precision shard epochs max_steps grad_accum log_every save_every eval_every "
-        "data_dir".split()
+        "live track data_dir".split()
+    )
+    # What --help lists; --help-all lists all.
+    COMMON: ClassVar[frozenset] = frozenset(
+        "run resume overwrite seed epochs max_steps batch_size lr device data_dir".split()
     )
 
     def __post_init__(self):
@@ -100,6 +116,38 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {one_line(message)}\n")
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """argparse's help with room for long names, and a switch as --[no-]name."""
+
+    def __init__(self, prog):
+        super().__init__(prog, max_help_position=28)
+
+    def _format_action_invocation(self, action):
+        if isinstance(action, argparse.BooleanOptionalAction):
+            return f"--[no-]{action.option_strings[0][2:]}"
+        return super()._format_action_invocation(action)
+
+
+def listing(entries: dict[str, str]) -> str:
+    """{name: text} as two columns of a terminal; the text of a long name stands below it."""
+    width = shutil.get_terminal_size().columns - 2
+    column = min(4 + max(map(len, entries)), width - 36)
+    lines = []
+    for name, text in entries.items():
+        below = len(name) + 4 > column
+        first = " " * column if below else f"  {name:<{column - 2}}"
+        text = textwrap.fill(text, width, initial_indent=first, subsequent_indent=" " * column, break_on_hyphens=False)
+        lines += [f"  {name}", text] if below else [text]
+    return "\n".join(lines)
+
+
+def examples(docstring: str) -> dict[str, str]:
+    """The commands in the second paragraph of a script's docstring -> {command: what it does}."""
+    lines = (docstring.split("\n\n") + [""])[1].splitlines()
+    pairs = [re.split(r" {2,}", line.strip(), maxsplit=1) for line in lines]
+    return {pair[0]: pair[-1] for pair in pairs if len(pair) == 2}
 
 
 def flag(name: str) -> str:
@@ -133,13 +181,14 @@ def _preset_of(argv, presets) -> str | None:
     return name if name in presets else None
 
 
-def _add_options(parser: argparse.ArgumentParser, defaults) -> dict[str, str]:
-    """Every visible field of the dataclass as an option, in groups -> {name: help}."""
+def _add_options(parser: argparse.ArgumentParser, defaults, shown) -> dict[str, str]:
+    """Every visible field of the dataclass as an option -> {name: help}. `shown`: those that --help lists, None: all,
+    in groups."""
     group, help_of = parser, {}
     for f in fields(defaults):
         if f.metadata["help"] is None:
             continue
-        if f.metadata["group"]:
+        if f.metadata["group"] and shown is None:
             group = parser.add_argument_group(f.metadata["group"])
         default, kind = getattr(defaults, f.name), type(f.default)
         if kind is bool:
@@ -151,7 +200,9 @@ def _add_options(parser: argparse.ArgumentParser, defaults) -> dict[str, str]:
         else:
             extra = dict(type=kind, metavar={int: "N", float: "X", str: "TEXT"}[kind])
         help_of[f.name] = f.metadata["help"]
-        text = f"{f.metadata['help']} [{'none' if default in ('', ()) else default}]".replace("%", "%%")
+        shown_default = "" if default is False else f" [{'none' if default in ('', ()) else default}]"
+        text = f"{f.metadata['help']}{shown_default}".replace("%", "%%")
+        text = text if shown is None or f.name in shown else argparse.SUPPRESS
         group.add_argument(flag(f.name), default=argparse.SUPPRESS, help=text, **extra)
     return help_of
 
@@ -172,31 +223,47 @@ def fault(f, value) -> str:
     return most if low is None else f"at least {low} and {most}"
 
 
-def parse(cls, presets: dict[str, Preset], description: str, argv: list[str] | None = None):
-    """Command line -> (config, given): an instance of dataclass `cls`, and the names of the options given by hand.
-
-    A bool is a pair `--x / --no-x`. Exits with status 2 and one line if the command line is wrong.
-    """
-    preset = _preset_of(argv, presets)
-    defaults = replace(cls(), **(presets[preset].values if preset else {}))
-    listing = "\n".join(f"  {name:<14}{p.about}" for name, p in presets.items())
+def _parser(presets: dict[str, Preset], docstring: str, few: bool, whole: bool) -> _Parser:
+    """A parser that knows --help, --help-all if there are few options that --help lists, and --preset."""
+    commands = list(examples(docstring).items())[: 2 if few else None]
+    about = [textwrap.fill(docstring.split("\n\n")[0], shutil.get_terminal_size().columns - 2)]
+    about += ["presets:\n" + listing({name: p.about for name, p in presets.items()})] if presets else []
     parser = _Parser(
         prog=program(),
         usage="%(prog)s [--preset NAME] [--option VALUE …]" if presets else "%(prog)s [--option VALUE …]",
-        description=description
-        + (f"\n\npresets (--preset NAME --help shows one's defaults):\n{listing}" if presets else ""),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="\n\n".join(about),
+        epilog="examples:\n" + listing(dict(commands)) if commands else None,
+        formatter_class=_Help,
         allow_abbrev=False,
+        add_help=False,
     )
+    parser.add_argument("-h", "--help", action="help", help="print this and end")
+    if few or whole:
+        parser.add_argument("--help-all", action="help", help="the same with every option, in groups")
     if presets:
-        parser.add_argument("--preset", choices=presets, metavar="NAME", help=f"one of {', '.join(presets)}")
-    help_of = _add_options(parser, defaults)
+        names = "a preset; with --help, its defaults"
+        parser.add_argument("--preset", choices=presets, metavar="NAME", help=names)
+    return parser
+
+
+def parse(cls, presets: dict[str, Preset], docstring: str, argv: list[str] | None = None):
+    """Command line -> (config, given): an instance of dataclass `cls`, and the names of the options given by hand.
+
+    `docstring`: a script's own, of which --help shows the first sentence and the commands. A bool is a pair
+    `--x / --no-x`. Exits with status 2 and one line if the command line is wrong.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    preset, common = _preset_of(argv, presets), getattr(cls, "COMMON", None)
+    defaults = replace(cls(), **(presets[preset].values if preset else {}))
+    shown = None if "--help-all" in argv else common
+    parser = _parser(presets, docstring, few=shown is not None, whole=common is not None)
+    help_of = _add_options(parser, defaults, shown)
     given, unknown = parser.parse_known_args(argv)
     given = vars(given)
     if unknown:
         word = next((w for w in unknown if w.startswith("-")), unknown[0]).split("=")[0]
-        near = closest_option(word, help_of)
-        parser.error(f"unknown option {word}; {f'did you mean {near}?' if near else 'see --help'}")
+        near, page = closest_option(word, help_of), "--help-all" if common else "--help"
+        parser.error(f"unknown option {word}; {f'did you mean {near}?' if near else f'see {page}'}")
     given.pop("preset", None)
     for f in fields(cls):
         if f.name in given:
@@ -205,6 +272,8 @@ def parse(cls, presets: dict[str, Preset], description: str, argv: list[str] | N
                 parser.error(f"{flag(f.name)} {value}: must be {reason}")
             if f.metadata["path"] and os.path.exists(value):
                 given[f.name] = os.path.abspath(value)
+            if f.metadata["library"] and value != f.default and find_spec(value) is None:
+                raise UserError(f"{flag(f.name)} {value}: not installed; pip install {value}")
     return replace(defaults, **given), frozenset(given)
 
 

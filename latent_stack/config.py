@@ -1,10 +1,11 @@
 """Every hyperparameter of the latent stack: what the shared loop reads, and what only this system has.
 
-python -m latent_stack.train --help          all options and presets
+python -m latent_stack.train --help-all      all options and presets
 """
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from common.options import LoopConfig, Preset, internal, opt
 
@@ -19,7 +20,7 @@ class StackConfig(LoopConfig):
     """Latent stack. The defaults are phase 1 of the source document: ModernBERT, a 256-d idea, an MLP, GPT-2."""
 
     # the loop's, with this system's own reasons
-    run: str = opt("out/latent", "folder of the run: configuration, trained weights, logs, curve", group="run")
+    run: str = opt("out/latent", "folder of the run: configuration, weights, logs, curve", group="run")
     epochs: int = opt(5, "passes over the training set; small data, small heads", low=1, group="schedule")
     batch_size: int = opt(8, "examples per optimiser step, over all processes and micro-batches", low=1)
     lr: float = opt(3e-4, "peak learning rate, reached after --warmup-steps", low=0.0)
@@ -88,6 +89,8 @@ class StackConfig(LoopConfig):
     encoder_dim: int = internal(0)
     decoder_dim: int = internal(0)
 
+    COMMON: ClassVar[frozenset] = LoopConfig.COMMON | {"dataset", "encoder", "decoder"}
+
 
 @dataclass
 class EvalConfig:
@@ -95,8 +98,8 @@ class EvalConfig:
 
     run: str = opt("out/latent-quick", "folder of the trained run")
     what: str = opt("summaries", "the experiment", EXPERIMENTS)
-    text: str = opt("", "generate from this text's idea instead ( - reads the text from stdin)")
-    data_dir: str = opt("", "folder of the data [what the run was trained on]")
+    text: str = opt("", "generate from this text's idea instead; - reads it from standard input")
+    data_dir: str = opt("", "folder of the data; none: what the run was trained on")
     limit: int = opt(0, "use the first N test texts only, 10 or more (0: all; --text: 300)", low=0)
     clusters: int = opt(8, "cluster, map: number of clusters", low=2)
     seed: int = opt(0, "seed of controls, bootstrap, clusters and the random middle model", low=0)
@@ -113,7 +116,7 @@ def output_name(config: EvalConfig, trained: StackConfig) -> str:
 
 PRESETS = {
     "quick": Preset(
-        "2 CPU cores, 13 min: MiniLM, SmolLM2-135M with LoRA; SAMSum with --data-dir, else paraphrases",
+        "2 CPU cores, 13 min: MiniLM, SmolLM2-135M; SAMSum with --data-dir, else paraphrases",
         dict(
             run="out/latent-quick",
             encoder=MINILM,
@@ -129,11 +132,11 @@ PRESETS = {
         ),
     ),
     "phase1": Preset(
-        "RTX 3060 (12 GiB), about 30 min (estimate): ModernBERT, SAMSum, everything frozen",
+        "RTX 3060 (12 GiB), 30 min (estimate): ModernBERT, SAMSum, everything frozen",
         dict(run="out/latent-phase1", prefix_len=16),
     ),
     "phase2": Preset(
-        "RTX 3060 (12 GiB), about 1 h (estimate): attention pooling, 512-d idea, deeper middle, LoRA on both",
+        "RTX 3060 (12 GiB), 1 h (estimate): attention pooling, 512-d idea, LoRA on both",
         dict(
             run="out/latent-phase2",
             pooling="attention",

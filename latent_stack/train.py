@@ -1,7 +1,7 @@
-"""Train the latent stack: pooling, compression, middle model and prefix learn, the backbones only by LoRA.
+"""Train the latent stack: pooling, compression, middle model and prefix; the backbones only by LoRA.
 
     python -m latent_stack.train --preset quick --data-dir DIR        DIR/samsum, small backbones from pip
-    python -m latent_stack.train --preset quick                       the embedded paraphrases, no download
+    python -m latent_stack.train --preset quick                       paraphrases, no download
     python -m latent_stack.train --preset phase1                      ModernBERT, GPT-2 and SAMSum from the Hub
     python -m latent_stack.train --run out/latent-quick --resume      continue
 
@@ -13,6 +13,7 @@ trained, and the mean and standard deviation of pooled texts), best/, state.pt, 
 
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from common.loop import fit, learning_rate, set_learning_rate
 from common.optimizers import make_optimizer
 from common.options import UserError, parse, run_main
 from common.plots import plot_loss
+from common.verdict import against, try_next
 from latent_stack.config import PRESETS, StackConfig
 from latent_stack.data import Batch, TokenizedDataset
 from latent_stack.experiments.summaries import summaries
@@ -138,18 +140,31 @@ def introduction(model: LatentStack, pairs: dict[str, list[Pair]], steps_per_epo
     )
 
 
+def idea_in_words(summary: dict) -> str:
+    """Is what is generated from a text's own idea nearer to its reference than what another idea gives?"""
+    difference, (low, high) = summary["rougeL_difference"], summary["rougeL_difference_ci95"]
+    verdict = against(difference, (low, high), 0.0)
+    carries = "something" if verdict == "better than" else "nothing"
+    return (
+        f"What is generated from a text's own idea is {verdict} from another text's, by {difference:+.3f} ROUGE-L\n"
+        f"({low:+.3f} to {high:+.3f}): the idea carries {carries} of its text."
+    )
+
+
 def report(summary: dict, run: Path) -> str:
-    """What training prints last: the test split beside its control, and where the run is."""
+    """What training prints last: the test split, what was learned in words, where the run is, what to try next."""
     lines = [f"{what} was not measured: {reason}" for what, reason in summary.get("not_measured", {}).items()]
     if "rougeL" in summary:
         lines.append(f"test split: {summary['n']:,} texts; ROUGE-L F1 with 95% bootstrap intervals")
         for suffix, label in (("", "matched idea"), ("_shuffled", "mismatched idea (control)")):
             low, high = summary[f"rougeL{suffix}_ci95"]
             lines.append(f"  {label:<36}{summary[f'rougeL{suffix}']:.4f}   {low:.4f} to {high:.4f}")
+        lines += ["", idea_in_words(summary)]
     memory = f", at most {summary['peak_memory_gib']:.1f} GiB" if "peak_memory_gib" in summary else ""
     lines += [
         "",
         f"trained {summary['steps']:,} steps in {summary['train_seconds']:.0f} s{memory}; the run is in {run}/",
+        try_next(str(run), "main.py", "-m latent_stack.evaluate --what summaries"),
     ]
     return "\n".join(lines)
 
@@ -163,7 +178,8 @@ def measure_test_split(model: LatentStack, pairs: list[Pair], n_eval: int) -> di
     for system, suffix in (("own", ""), ("shuffled", "_shuffled")):
         for measure, value in measured[system].items():
             found |= {f"{measure}{suffix}": value["mean"], f"{measure}{suffix}_ci95": value["ci95"]}
-    return found
+    difference = measured["own_less_shuffled"]["rougeL"]
+    return found | {"rougeL_difference": difference["mean"], "rougeL_difference_ci95": difference["ci95"]}
 
 
 def words_metrics(run: Path) -> dict[str, float]:
@@ -187,7 +203,7 @@ def checked(config: StackConfig) -> StackConfig:
 
 def main(argv: list[str] | None = None) -> None:
     began = time.perf_counter()
-    config = checked(open_run(*parse(StackConfig, PRESETS, __doc__.split("\n\n")[0], argv)))
+    config = checked(open_run(*parse(StackConfig, PRESETS, __doc__, argv)))
     device = resolve_device(config.device, config.precision)
     distributed = Distributed(device.device)
     run, say = Path(config.run), distributed.print
@@ -218,6 +234,8 @@ def main(argv: list[str] | None = None) -> None:
             found = train_bag_of_words(model, train, device, quiet=not distributed.main)
             if distributed.main:
                 append_log(run, step=0, **found)
+    title = f"Latent stack on {config.dataset}: target given the prefix"
+    draw = partial(plot_loss, run, title, "linear", [("validation, mismatched idea (control)", "val_loss_shuffled")])
     summary = fit(
         model,
         steps_per_epoch,
@@ -226,17 +244,17 @@ def main(argv: list[str] | None = None) -> None:
         validate=lambda model: validation_loss(model, val, device),
         distributed=distributed,
         device=device,
+        draw=draw,
     )
 
     # report
     if distributed.main:
-        title = f"Latent stack on {config.dataset}: target given the prefix"
         summary = {"n_params": model.n_params(), **summary, **last_metrics(run), **words_metrics(run)}
         summary |= {"device": device.why, "torch": torch.__version__}
         write_json(run / "summary.json", summary)  # it is finished, whatever an evaluation comes to
         missing = {}
         with measuring("the curve", {}):
-            plot_loss(run, title, "linear", [("validation, mismatched idea (control)", "val_loss_shuffled")])
+            draw()
         with measuring("ROUGE", missing):
             summary |= measure_test_split(model, pairs["test"], config.n_eval)
         summary |= {"not_measured": missing} if missing else {}

@@ -1,6 +1,6 @@
 """Every hyperparameter of JEPA-Reasoner: what the shared loop reads, and what only Reasoner and Talker have.
 
-python -m reasoner.train --help              all options and presets
+python -m reasoner.train --help-all          all options and presets
 """
 
 from dataclasses import dataclass
@@ -18,9 +18,7 @@ class ReasonerConfig(LoopConfig):
     """JEPA-Reasoner. The defaults are the 42M configuration reported for the tree search (arXiv 2512.19171)."""
 
     # the loop's, with this system's own reasons
-    run: str = opt(
-        "out/reasoner", "folder of the run; each phase has its own inside: pretrain, sst, talker", group="run"
-    )
+    run: str = opt("out/reasoner", "folder of the run, with a folder for each phase inside", group="run")
     epochs: int = opt(10, "passes over the training set in pretraining", low=1, group="schedule")
     batch_size: int = opt(256, "examples per optimiser step, over all processes and micro-batches", low=1)
     weight_decay: float = opt(0.01, "AdamW decay of weight matrices and embeddings; examples are unlimited", low=0.0)
@@ -94,6 +92,7 @@ class ReasonerConfig(LoopConfig):
     trained: str = internal("")  # the phase that this checkpoint ends
 
     RESUMABLE: ClassVar[frozenset] = LoopConfig.RESUMABLE | {"phase", "sst_epochs", "talker_epochs"}
+    COMMON: ClassVar[frozenset] = LoopConfig.COMMON | {"dataset", "model", "phase"}
 
     @property
     def n_thoughts(self) -> int:
@@ -141,7 +140,7 @@ PRESETS = {
         ),
     ),
     "tree-42m": Preset(
-        "one GPU, about 1 h (estimate): tree search with the 42M configuration; the paper's 99.87% to hold against",
+        "one GPU, 1 h (estimate): tree search, 42M parameters; the paper has 99.87%",
         dict(run="out/reasoner-tree-42m", leaves=16, depth=4, labels=128),
     ),
     "cfg-small": Preset(
@@ -185,7 +184,7 @@ PRESETS = {
     # 694M + 198M as the paper states; widths and depths are ours, found by counting, and so is the number of passages,
     # some 10 billion tokens and 20 GB on disk.
     "0.9b": Preset(
-        "several large GPUs (never run here): C4, WikiText and maths as text; the paper's 0.9B",
+        "several large GPUs (never run here): C4, WikiText, maths; the paper's 0.9B",
         dict(
             run="out/reasoner-0.9b",
             dataset="text",

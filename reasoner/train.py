@@ -1,6 +1,6 @@
 """Train JEPA-Reasoner: `python -m reasoner.train --preset quick` does all three phases on a CPU.
 
-    python -m reasoner.train --preset quick                            pretrain, sst, talker, then the test split
+    python -m reasoner.train --preset quick                            three phases, then the test split
     python -m reasoner.train --run out/reasoner-quick --resume         continue wherever it was interrupted
     python -m reasoner.train --preset quick --model coupled --run out/coupled     a baseline, as many steps in one phase
     python -m reasoner.train --preset gsm8k-small --data-dir DIR       real GSM8K, its equations as the chain
@@ -10,8 +10,10 @@ RUN/config.json is the configuration of the whole.
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -32,7 +34,9 @@ from common.log import last_metrics, measuring
 from common.loop import fit, mean_metrics
 from common.options import UserError, parse, run_main
 from common.plots import plot_loss
+from common.sources import parse_answer
 from common.tokenizers import Tokenizer
+from common.verdict import against, nearer, try_next
 from reasoner.baselines import Coupled
 from reasoner.config import PHASES, PRESETS, ReasonerConfig
 from reasoner.data import Batch, TokenizedDataset, TokenizedPassages, load_examples, load_tokenizer, make_tokenizer
@@ -48,6 +52,7 @@ from reasoner.phases import (
     phase_config,
     phases_of,
 )
+from reasoner.tasks import is_correct
 
 MODELS = {"pretrain": Reasoner, "sst": Reasoner, "talker": Talker, "coupled": Coupled}
 PROGRESS = {"loss": "loss", "cos_own": "cos matched", "cos_other": "mismatched", "chain_accuracy": "accuracy"}
@@ -66,7 +71,7 @@ def saved_config(run: str | Path) -> ReasonerConfig | None:
 
 def options(argv: list[str] | None) -> tuple[ReasonerConfig, frozenset]:
     """Command line -> (config, given). Where a single later phase is trained, --epochs and --lr are that phase's."""
-    config, given = parse(ReasonerConfig, PRESETS, __doc__.split("\n\n")[0], argv)
+    config, given = parse(ReasonerConfig, PRESETS, __doc__, argv)
     if config.resume and "phase" not in given and (saved := saved_config(config.run)):
         config = replace(config, phase=saved.phase)
     if config.phase in BEFORE:
@@ -182,6 +187,7 @@ def run_phase(phase: str, whole: ReasonerConfig, splits: dict, device: Device, d
         found = length_bucketed(val, config.batch_size)
         return mean_metrics(model, map(transform, found) if transform else found, device)
 
+    draw = partial(plot_loss, config.run, f"{phase}: {config.dataset}")
     summary = fit(
         model,
         steps,
@@ -192,6 +198,7 @@ def run_phase(phase: str, whole: ReasonerConfig, splits: dict, device: Device, d
         distributed=distributed,
         device=device,
         progress=PROGRESS,
+        draw=draw,
         resume_options=f"--run {whole.run} --phase {whole.phase} --resume",
     )
     if distributed.main:
@@ -199,7 +206,7 @@ def run_phase(phase: str, whole: ReasonerConfig, splits: dict, device: Device, d
         summary = {"n_params": model.n_params(), **summary, "device": device.why, "torch": torch.__version__}
         write_json(Path(config.run) / "summary.json", summary)
         with measuring("the curve", {}):
-            plot_loss(config.run, f"{phase}: {config.dataset}")
+            draw()
     distributed.wait()  # the next phase reads what this one wrote
     return summary
 
@@ -207,30 +214,62 @@ def run_phase(phase: str, whole: ReasonerConfig, splits: dict, device: Device, d
 # --------------------------------------------------------------------------------------------- the whole
 
 
-def report(config: ReasonerConfig, summaries: dict[str, dict], test: list, device: Device) -> None:
-    """Measure the test split, print it, and write summary.json of the whole run."""
+def control(config: ReasonerConfig, train: list, test: list) -> tuple[float, str]:
+    """What no model is needed for -> (rate correct, in words): a guess at every step, of answers the majority class."""
+    if config.dataset == "gsm8k":
+        answers = Counter(filter(None, (parse_answer(x.chain) for x in train)))
+        answer = answers.most_common(1)[0][0] if answers else "0"
+        hits = sum(is_correct(config.dataset, x, f"#### {answer}") for x in test)
+        return hits / len(test), f"always answering {answer}"
+    known = config.dataset == "tree"  # the root is given; each step has two ways, each symbol two rules
+    chance = sum(0.5 ** (len(x.chain.split()) - known) for x in test) / len(test)
+    return chance, "guessing at every fork" if known else "guessing every rule"
+
+
+def report(config: ReasonerConfig, summary: dict) -> str:
+    """What training prints last: the test split, what was learned in words, where the run is, what to try next."""
+    name, run, latents = MEASURED[config.dataset], config.run, summary["phases"].get("sst", {})
+    lines = [f"\ntest split, never seen: {summary['n']:,} examples, chains free-running"]
+    if summary[name] is None:
+        lines.append(f"  {name.replace('_', ' ')} was not measured: {summary['not_measured'][name]}\n")
+    else:
+        verdict = against(summary[name], summary[f"{name}_ci95"], summary["control"])
+        lines += [
+            f"  {name.replace('_', ' '):<22}{percent(summary[name], summary[f'{name}_ci95'])}\n",
+            f"It solves {summary[name]:.1%} of them, {verdict} {summary['control_is']} ({summary['control']:.1%}).",
+        ]
+    if "val_cos_own" in latents:
+        lines.append(nearer(latents["val_cos_own"], latents["val_cos_other"], "token"))
+    lines.append(f"\nthe run is in {run}/, a folder a phase, its curves inside")
+    what = {"tree": "tree", "cfg": "cfg"}.get(config.dataset)
+    what = what or ("trajectory" if config.reasoning == "equations" else "containment")
+    page = ["main.py"] if config.model == "decoupled" else []
+    return "\n".join([*lines, try_next(run, *page, f"-m reasoner.evaluate --what {what}")])
+
+
+def measure_test_split(config: ReasonerConfig, summaries: dict[str, dict], splits: dict, device: Device) -> dict:
+    """-> summary.json of the whole run: the test split, its control, and the summaries of all phases."""
     run = Path(config.run)
     for phase in PHASES if config.model == "decoupled" else ():  # phases that earlier commands trained
         path = run / phase / "summary.json"
         if phase not in summaries and path.is_file():
             summaries[phase] = read_json(path)
     name, accuracy, ci95, missing = MEASURED[config.dataset], None, None, {}
-    print(f"\ntest split, never seen: {len(test):,} examples, chains free-running")
     with measuring(name, missing):
-        accuracy, ci95, _ = chain_accuracy(load_run(run, device.device), test)
-        print(f"  {name.replace('_', ' '):<22}{percent(accuracy, ci95)}")
-    summary = {
+        accuracy, ci95, _ = chain_accuracy(load_run(run, device.device), splits["test"])
+    chance, words = control(config, splits["train"], splits["test"])
+    return {
         "n_params": sum(s["n_params"] for phase, s in summaries.items() if phase != "pretrain"),
         "steps": sum(s["steps"] for s in summaries.values()),
         "train_seconds": sum(s["train_seconds"] for s in summaries.values()),
-        "n": len(test),
+        "n": len(splits["test"]),
         name: accuracy,
         f"{name}_ci95": ci95,
+        "control": chance,
+        "control_is": words,
         **({"not_measured": missing} if missing else {}),
         "phases": {phase: summaries[phase] for phase in (*PHASES, "coupled") if phase in summaries},
     }
-    write_json(run / "summary.json", summary)
-    print(f"the run is in {run}/, a folder a phase")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -254,7 +293,9 @@ def main(argv: list[str] | None = None) -> None:
 
     summaries = {phase: run_phase(phase, config, splits, device, distributed) for phase in phases_of(config)}
     if distributed.main and list(summaries)[-1] in ("talker", "coupled") and config.dataset != "text":
-        report(config, summaries, splits["test"], device)
+        summary = measure_test_split(config, summaries, splits, device)
+        write_json(Path(config.run) / "summary.json", summary)
+        print(report(config, summary))
     distributed.close()
 
 

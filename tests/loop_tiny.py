@@ -52,7 +52,7 @@ def toy_config(run: Path, **changes) -> LoopConfig:
 
 def trained(run: Path, make=batches, **changes) -> dict:
     """Line, fitted; options of `fit` among the changes -> its summary."""
-    named = {key: changes.pop(key) for key in ("validate", "after_step", "progress") if key in changes}
+    named = {key: changes.pop(key) for key in ("validate", "after_step", "progress", "draw") if key in changes}
     return fit(Line(), STEPS, make, toy_config(run, **changes), **named)
 
 

@@ -13,6 +13,7 @@ from common.device import resolve_device
 from common.log import append_log, last_metrics, read_log
 from common.loop import Stopwatch, fit, learning_rate, mean_metrics
 from common.options import LoopConfig, UserError
+from common.plots import plot_loss
 
 # -------------------------------------------------------------------------------------------- schedule
 
@@ -209,3 +210,51 @@ def test_where_no_terminal_shows_a_bar_progress_is_a_line_in_some_seconds(tmp_pa
     monkeypatch.setattr("common.log.SECONDS_A_LINE", 1000)
     trained(tmp_path / "quiet", epochs=1)
     assert not capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------- curves during training
+
+
+def test_the_curves_are_drawn_anew_during_training_and_change_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("common.log.DRAW_SECONDS", 0)
+    monkeypatch.setattr("common.log.DRAW_EVERY", 0)
+    steps = []
+    for run, words in (("plain", {"live": False}), ("live", {})):
+        path = tmp_path / run
+
+        def draw(path=path):
+            steps.append(read_log(path)[0][-1]["step"])
+            plot_loss(path, "title")
+
+        trained(path, draw=draw, epochs=1, **words)
+    assert steps == [2, 4], "the last is drawn when training has ended"
+    assert (tmp_path / "live" / "loss_curve.png").is_file()
+    assert same(weights(tmp_path / "plain"), weights(tmp_path / "live"))
+
+
+def test_drawing_takes_a_small_part_of_the_time(tmp_path, monkeypatch):
+    """After a drawing of a second there is none for the next 50 seconds of training."""
+    monkeypatch.setattr("common.log.DRAW_SECONDS", 0)
+    clock, drawn = [0.0], []
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+
+    def draw():
+        drawn.append(read_log(tmp_path / "run")[0][-1]["step"])
+        clock[0] += 1
+
+    def make(epoch, k):
+        clock[0] += 4
+        return batches(epoch, k)
+
+    trained(tmp_path / "run", make, epochs=6, draw=draw)
+    assert drawn == [2, 16, 30]
+
+
+def test_curves_that_cannot_be_drawn_are_reported_once_and_end_no_training(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("common.log.DRAW_SECONDS", 0)
+
+    def draw():
+        raise RuntimeError("no fonts")
+
+    assert trained(tmp_path / "run", draw=draw)["steps"] == 3 * STEPS
+    assert capsys.readouterr().err == "the curves could not be measured: no fonts\n"

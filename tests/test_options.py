@@ -3,6 +3,7 @@
 import math
 import re
 from dataclasses import dataclass, fields, replace
+from importlib import import_module
 
 import pytest
 import torch
@@ -12,7 +13,9 @@ from hypothesis import strategies as st
 from tiny import TINY
 
 import latent_stack.config
+import latent_stack.train
 import reasoner.config
+import reasoner.train
 import train
 from common.options import LARGEST, LoopConfig, Preset, UserError, internal, opt, parse, resumed, run_main
 from config import PRESETS, Config, EvalConfig
@@ -32,10 +35,10 @@ def refused(capsys, *argv, cls=Config, presets=SOME) -> str:
     return message
 
 
-def help_text(capsys, monkeypatch, *argv, cls=Config, presets=SOME) -> str:
-    monkeypatch.setenv("COLUMNS", "250")
+def help_text(capsys, monkeypatch, *argv, cls=Config, presets=SOME, docstring="what it does", columns=250) -> str:
+    monkeypatch.setenv("COLUMNS", str(columns))
     with pytest.raises(SystemExit) as stop:
-        parse(cls, presets, "what it does", [*argv, "--help"])
+        parse(cls, presets, docstring, argv or ["--help-all"])
     assert stop.value.code == 0
     return capsys.readouterr().out
 
@@ -112,7 +115,7 @@ def test_a_name_that_the_field_uses_leads_to_the_option_whose_help_has_it(capsys
 
 
 def test_an_unknown_option_like_no_other_points_to_help(capsys):
-    assert "unknown option --zzzzzzzz; see --help" in refused(capsys, "--zzzzzzzz")
+    assert "unknown option --zzzzzzzz; see --help-all" in refused(capsys, "--zzzzzzzz")
 
 
 def test_a_value_outside_the_choices_dies_and_names_them(capsys):
@@ -170,7 +173,7 @@ def test_any_text_as_the_value_of_any_option_is_parsed_or_refused_in_one_line(sc
     cls, presets = CONFIGS[script]
     names = [f.name.replace("_", "-") for f in fields(cls) if f.metadata["help"] is not None]
     option, value = f"--{data.draw(st.sampled_from(names))}", data.draw(TEXTS)
-    assume(value not in ("-h", "--help"))
+    assume(value not in ("-h", "--help", "--help-all"))
     try:
         config, _ = parse(cls, presets, "about", data.draw(st.sampled_from(([f"{option}={value}"], [option, value]))))
     except SystemExit as stop:
@@ -227,16 +230,23 @@ def test_ctrl_c_outside_the_training_loop_is_one_word_and_status_130(capsys):
     assert stop.value.code == 130 and capsys.readouterr().err == "interrupted\n"
 
 
+def test_an_optional_library_that_is_not_installed_is_one_line_with_the_command_that_installs_it(monkeypatch):
+    monkeypatch.setattr("common.options.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="--track wandb: not installed; pip install wandb"):
+        parse(Config, SOME, "about", ["--track", "wandb"])
+    assert parse(Config, SOME, "about", ["--track", "none"])[0].track == "none"
+
+
 # ------------------------------------------------------------------------------------------------ help
 
 
 def option_lines(shown: str) -> dict[str, str]:
-    """--help -> {option: what stands behind it}, however it is broken into lines."""
+    """--help-all -> {option: what stands behind it}, however it is broken into lines."""
     entries = re.split(r"\n  (?=--)", shown)[1:]
     found = {}
     for entry in entries:
         flags, _, text = " ".join(entry.split("\n\n")[0].split()).partition(" ")
-        found[flags.rstrip(",")] = text
+        found[flags.replace("[no-]", "")] = text
     return found
 
 
@@ -246,16 +256,48 @@ def test_help_has_every_option_with_its_text_and_default(capsys, monkeypatch):
     assert "what it does" in shown
     for f in VISIBLE:
         text, default = " ".join(f.metadata["help"].split()), "none" if f.default == "" else f.default
-        assert text and lines[f"--{f.name.replace('_', '-')}"].endswith(f"{text} [{default}]"), f.name
+        expected = text if default is False else f"{text} [{default}]"
+        assert text and lines[f"--{f.name.replace('_', '-')}"].endswith(expected), f.name
     for f in set(fields(Config)) - set(VISIBLE):
         assert f"--{f.name.replace('_', '-')}" not in shown
 
 
 def test_help_of_a_preset_shows_the_presets_defaults(capsys, monkeypatch):
-    lines = option_lines(help_text(capsys, monkeypatch, "--preset", "quick", presets=PRESETS))
+    lines = option_lines(help_text(capsys, monkeypatch, "--preset", "quick", "--help-all", presets=PRESETS))
     for name, value in PRESETS["quick"].values.items():
         assert lines[f"--{name.replace('_', '-')}"].endswith(f"[{value}]"), name
     assert lines["--n-layer"].endswith(f"[{Config.n_layer}]"), "what the preset leaves alone keeps its default"
+
+
+SCRIPTS = (train, reasoner.train, latent_stack.train)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
+def test_the_short_help_of_a_training_fits_a_screen_and_leads_to_the_whole(script, capsys, monkeypatch):
+    """133 lines scrolled away the presets, which a newcomer looks for."""
+    cls, presets = CONFIGS[script.__name__]
+    shown = help_text(capsys, monkeypatch, "--help", cls=cls, presets=presets, docstring=script.__doc__, columns=100)
+    assert len(shown.splitlines()) <= 40 and "--help-all" in shown
+    options = set(re.findall(r"^  --(?:\[no-\])?([\w-]+)", shown, re.M)) - {"help-all", "preset"}
+    assert options == {name.replace("_", "-") for name in cls.COMMON}
+    commands = shown.split("examples:\n")[1].splitlines()
+    assert len(commands) == 2 and all(line.startswith("  python ") for line in commands)
+    of_preset = help_text(capsys, monkeypatch, "--preset", "quick", "--help", cls=cls, presets=presets)
+    assert f"[{presets['quick'].values['run']}]" in of_preset
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("columns", (80, 100))
+def test_no_line_of_any_help_is_longer_than_the_terminal(name, columns, capsys, monkeypatch):
+    docstring, (cls, presets) = import_module(name).__doc__, CONFIGS[name]
+    docstring = docstring if presets else docstring.split("\n\n")[0]
+    for word in ("--help", "--help-all") if presets else ("--help",):
+        shown = help_text(capsys, monkeypatch, word, cls=cls, presets=presets, docstring=docstring, columns=columns)
+        assert max(map(len, shown.splitlines())) <= columns
+
+
+def test_a_script_of_few_options_has_one_help(capsys):
+    assert "unknown option --help-all" in refused(capsys, "--help-all", cls=EvalConfig, presets={})
 
 
 def test_help_lists_the_presets_first_and_then_the_options_in_groups(capsys, monkeypatch):
@@ -265,7 +307,7 @@ def test_help_lists_the_presets_first_and_then_the_options_in_groups(capsys, mon
     headings = [re.search(rf"^{group}:$", shown, re.M).start() for group in groups]
     assert len(groups) > 4 and presets + headings == sorted(presets + headings)
     assert max(presets) < shown.index("\n  --run ")
-    assert all(preset.about in shown for preset in PRESETS.values())
+    assert all(preset.about in " ".join(shown.split()) for preset in PRESETS.values())
 
 
 def test_an_option_stands_under_its_groups_heading(capsys, monkeypatch):
@@ -275,7 +317,7 @@ def test_an_option_stands_under_its_groups_heading(capsys, monkeypatch):
         b: int = opt(2, "second")
         c: str = opt("x", "third", group="texts")
 
-    shown = help_text(capsys, monkeypatch, cls=Grouped, presets={})
+    shown = help_text(capsys, monkeypatch, "--help", cls=Grouped, presets={})
     places = [shown.index(word) for word in ("numbers:", "--a", "--b", "texts:", "--c")]
     assert places == sorted(places)
 
@@ -287,7 +329,7 @@ def test_help_may_contain_a_percent_sign(capsys, monkeypatch):
     class Percent:
         rate: float = opt(0.1, "10% or 100%s")
 
-    assert "10% or 100%s [0.1]" in help_text(capsys, monkeypatch, cls=Percent, presets={})
+    assert "10% or 100%s [0.1]" in help_text(capsys, monkeypatch, "--help", cls=Percent, presets={})
 
 
 # ------------------------------------------------------------------------------- the declared options
