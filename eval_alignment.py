@@ -15,6 +15,7 @@ stands beside another answer's latent, and beside the same model before training
     mean_pairwise_cos            mean cosine of two different questions' latents; 1 is collapse
     neighbours_share_answer      do a question's 5 nearest questions (by z_hat) have its answer, its operations?
     neighbours_share_ops         …_chance is the same for any other question
+    collapse                     the training step at which all latents were most alike, and both cosines there
 
 Writes alignment.json, alignment_cosines.png and latents.png, a map of the answers' latents with the predictions, into
 the run's folder; for other data or another split, alignment-NAME.json and so on.
@@ -267,6 +268,7 @@ def plot_map(latents: Latents, correct: list[bool], path: Path, n_lines: int = 1
 def collapse(train: list[dict]) -> dict | None:
     """Training lines of log.jsonl -> the one where every answer's latent looks alike, the highest cosine to another's;
     None if there was no such phase or if the latents never parted again."""
+    train = [row for row in train if "cos_own" in row]  # older logs have none
     highest = max(train, key=lambda row: row["cos_other"], default=None)
     if not highest or highest["cos_other"] < 0.5:
         return None
@@ -354,6 +356,9 @@ def main(argv: list[str] | None = None) -> None:
     print_table(columns)
 
     run, name = Path(config.run), output_name("alignment", model, config)
+    train = whole_windows(read_log(run)[0]) if (run / "log.jsonl").is_file() else []
+    if row := collapse(train):
+        result["collapse"] = {key: row[key] for key in ("step", "cos_own", "cos_other")}
     compared = {other: columns[other] for other in config.compare}
     write_json(run / f"{name}.json", {"split": config.split, **result, "compared": compared})
     plot_cosines(latents, fresh, run / f"{name}_cosines.png")

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -45,17 +46,24 @@ def test_the_map_marks_each_prediction_as_correct_or_not_and_links_the_wrong_one
     assert distance < control / 2
 
 
-def test_the_map_marks_as_many_correct_as_the_accuracy_says(run, drawn):
-    call(eval_alignment, "--run", run, "--device", "cpu")
-    n, rate = read_json(run / "alignment.json")["n"], read_json(run / "summary.json")["exact_match"]
-    assert drawn["latents.png"].get_suptitle().startswith(f"{round(n * rate):,} of {n:,} ")
-
-
 def rows(*cosines: tuple) -> list[dict]:
     """Training lines of log.jsonl, ten steps apart: cosines to the own answer and to another's."""
     return [
         {"step": 10 * i, "loss": 1.0, "cos_own": own, "cos_other": other} for i, (own, other) in enumerate(cosines, 1)
     ]
+
+
+def log(run: Path, lines: list[dict]) -> None:
+    (run / "log.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in lines))
+
+
+def test_an_evaluation_maps_as_many_correct_as_training_measured_and_reports_the_collapse(run, drawn):
+    log(run, rows((0.1, 0.1), (0.95, 0.94), (0.98, 0.4)))
+    call(eval_alignment, "--run", run, "--device", "cpu")
+    found, rate = read_json(run / "alignment.json"), read_json(run / "summary.json")["exact_match"]
+    n = found["n"]
+    assert found["collapse"] == {"step": 20, "cos_own": 0.95, "cos_other": 0.94}
+    assert drawn["latents.png"].get_suptitle().startswith(f"{round(n * rate):,} of {n:,} ")
 
 
 @pytest.mark.parametrize(
@@ -73,8 +81,7 @@ def test_a_collapse_is_where_all_latents_look_alike_before_they_part(cosines, st
 
 def test_the_curve_of_the_jepa_loss_states_both_cosines_of_the_collapse(tmp_path, drawn):
     val = {"step": 40, "val_loss": 1.0, "val_jepa_loss": 0.03, "val_cos_other": 0.42}
-    lines = [*rows((0.1, 0.1), (0.95, 0.94), (0.9, 0.5), (0.98, 0.4)), val]
-    (tmp_path / "log.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in lines))
+    log(tmp_path, [*rows((0.1, 0.1), (0.95, 0.94), (0.9, 0.5), (0.98, 0.4)), val])
     eval_alignment.plot_jepa_loss(tmp_path)
     figure = drawn["jepa_loss_curve.png"]
     (text,) = figure.axes[0].texts
