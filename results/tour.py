@@ -36,8 +36,9 @@ ADDRESS = "ADDRESS-OF-THIS-REPOSITORY"  # a placeholder: put the address of your
 
 warnings.filterwarnings("ignore", "IProgress|FigureCanvasAgg")  # no progress widgets, no window: none needed
 sys.path.insert(0, "")  # import from the folder that this notebook works in
-if Path("../model.py").exists():  # opened in results/
-    os.chdir("..")
+for folder in ("..", "nanojepa"):  # opened in results/, or fetched before
+    if Path(folder, "model.py").exists():
+        os.chdir(folder)
 if importlib.util.find_spec("model") is None:
     subprocess.run(["git", "clone", ADDRESS, "nanojepa"], check=True)
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", "./nanojepa"], check=True)
