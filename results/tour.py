@@ -111,7 +111,7 @@ train.main([*OPTIONS, "--run", "out/tour"])
 
 # %% [markdown]
 """
-Compare `exact match` with the line below it: what always giving one and the same answer would score.
+The last lines say in words what was learned, each figure beside its control.
 
 ## 3. The mask of this example
 
