@@ -11,12 +11,11 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from common.options import UserError
 from common.programs import number_placeholders
 from common.sources import same_answer
-from demo.drawing import Dot, barcode, mask_drawing, point_map
+from demo.drawing import Dot, Plane, barcode, mask_drawing, point_map
 from demo.thought import Knowledge, Thought, describe, load_knowledge, max_characters, summary_of, think
 from model import NanoJEPA, jepa_mask, load_run
 
@@ -69,30 +68,19 @@ TO_RESULT = "() => document.getElementById('answer-ask').scrollIntoView({behavio
 
 @dataclass(frozen=True)
 class AnswerTab:
-    """A run of nanoJEPA with what its answers are held against, and perhaps a second run that gets the same questions.
-
-    `plane` are the mean (C,) and the two principal components (2, C) of the candidates' unit latents, and the fraction
-    of their variance.
-    """
+    """A run of nanoJEPA, what its answers are held against, and perhaps a second run that gets the same questions."""
 
     run: str
     model: NanoJEPA
     knowledge: Knowledge
     about: str
-    plane: tuple[Tensor, Tensor, float]
+    plane: Plane  # of the candidates' unit latents
     max_characters: int
     other: "AnswerTab | None" = None
 
 
-def plane_of(z: Tensor) -> tuple[Tensor, Tensor, float]:
-    """Unit latents (A, C) -> their mean (C,), two principal components (2, C), and the fraction of variance there."""
-    mean = z.mean(0)
-    _, s, v = torch.linalg.svd(z - mean, full_matrices=False)
-    return mean, v[:2], float((s[:2] ** 2).sum() / (s**2).sum().clamp(min=1e-9))
-
-
 def tab_of(run: str, model: NanoJEPA, knowledge: Knowledge, about: str = "") -> AnswerTab:
-    return AnswerTab(run, model, knowledge, about, plane_of(knowledge.candidates.z.cpu()), max_characters(model))
+    return AnswerTab(run, model, knowledge, about, Plane.fit(knowledge.candidates.z.cpu()), max_characters(model))
 
 
 def load(run: str, data_dir: str, device) -> AnswerTab:
@@ -177,14 +165,13 @@ def nearest_table(thought: Thought, n_candidates: int) -> str:
 
 def map_of(tab: AnswerTab, thought: Thought) -> str:
     """The candidates' latents in the plane of their two principal components, ẑ among them, a line to the nearest."""
-    mean, axes, variance = tab.plane
     z_hat = F.normalize(torch.tensor(thought.z_hat), dim=-1)
     z, texts = tab.knowledge.candidates.z.cpu(), tab.knowledge.candidates.texts
     order = (z @ z_hat).argsort().tolist()  # the nearest last
     nearest = next((i for i in reversed(order) if thought.nearest and thought.nearest[0][0].startswith(texts[i])), None)
     if nearest is not None:
         order.append(order.pop(order.index(nearest)))
-    points, here = ((z - mean) @ axes.T).tolist(), ((z_hat - mean) @ axes.T).tolist()
+    points, here = tab.plane.project(z).tolist(), tab.plane.project(z_hat).tolist()
     dots = [
         Dot(*points[i], texts[i] if len(order) - k <= MAP_LABELS else "", title=texts[i]) for k, i in enumerate(order)
     ]
@@ -193,8 +180,8 @@ def map_of(tab: AnswerTab, thought: Thought) -> str:
     drawing = point_map(dots, f"z_hat lies nearest to {dots[-2].title}", [(len(dots) - 2, len(dots) - 1)], 400, 300)
     return (
         f"<h3>The map of answer latents</h3>{drawing}"
-        f'<p class="label">Two principal components, {variance:.0%} of the variance: near here need not be near in all '
-        f"{len(thought.z_hat)} dimensions; the cosines are.</p>"
+        f'<p class="label">Two principal components, {sum(tab.plane.variance):.0%} of the variance: near here need not '
+        f"be near in all {len(thought.z_hat)} dimensions; the cosines are.</p>"
     )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 CSS = """
@@ -27,6 +28,27 @@ def svg(body: str, width: float, height: float, label: str) -> str:
     """SVG elements -> one drawing; `label` is what a screen reader says of it."""
     name = html.escape(label, quote=True)
     return f'<svg class="drawing" viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{name}">{body}</svg>'
+
+
+@dataclass(frozen=True)
+class Plane:
+    """The two principal components of N latents of D numbers."""
+
+    mean: Tensor  # (D,)
+    axes: Tensor  # (2, D)
+    variance: tuple[float, float]  # the fractions that they explain
+
+    @classmethod
+    def fit(cls, z: Tensor) -> "Plane":
+        """z (N, D), two or more."""
+        mean = z.mean(0)
+        _, scale, axes = torch.linalg.svd(z - mean, full_matrices=False)
+        first, second = (scale.square() / scale.square().sum().clamp(min=1e-9))[:2].tolist()
+        return cls(mean, axes[:2], (first, second))
+
+    def project(self, z: Tensor) -> Tensor:
+        """(…, D) -> (…, 2)."""
+        return (z - self.mean) @ self.axes.T
 
 
 @dataclass(frozen=True)

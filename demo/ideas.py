@@ -7,13 +7,12 @@ import html
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from common.checkpoint import read_json
 from common.options import UserError
-from demo.drawing import Dot, point_map
+from demo.drawing import Dot, Plane, point_map
 from latent_stack.experiments.interpolate import N_POINTS, points_between
 from latent_stack.model import LatentStack, load_run
 from latent_stack.trace import TextIdeas, clean, ideas_at_hand, ideas_of, is_truncated, report, shorten
@@ -31,26 +30,6 @@ ABSENT = "the run's data is not on this machine (--data-dir names it)"
 
 
 # --------------------------------------------------------------------------------------- the comparison
-
-
-@dataclass(frozen=True)
-class Plane:
-    """The two principal components of the test texts' ideas."""
-
-    mean: Tensor  # (D,)
-    axes: Tensor  # (2, D)
-    variance: tuple[float, float]  # the fractions that they explain
-
-    @classmethod
-    def fit(cls, z: Tensor) -> "Plane":
-        mean = z.mean(0)
-        _, scale, axes = torch.linalg.svd(z - mean, full_matrices=False)
-        first, second = (scale.square() / scale.square().sum())[:2].tolist()
-        return cls(mean, axes[:2], (first, second))
-
-    def project(self, z: Tensor) -> Tensor:
-        """(…, D) -> (…, 2)."""
-        return (z - self.mean) @ self.axes.T
 
 
 @dataclass(frozen=True)

@@ -51,13 +51,14 @@ def tab_of(run: str | Path) -> ModuleType:
 
 
 def newest_runs(folder: str = "out") -> dict[str, str]:
-    """{system: its newest trained run below a folder}."""
+    """{system: its newest trained run below a folder}; one that has ended before those that are still training."""
     found = {}
     for tab in TABS:
-        weights = sorted(Path(folder).glob(f"*/{tab.WEIGHTS}"), key=lambda path: path.stat().st_mtime)
-        runs = [str(Path(folder, path.relative_to(folder).parts[0])) for path in weights]
-        runs = [run for run in runs if Path(run, "config.json").is_file() and system_of(run) == tab.SYSTEM]
-        found |= {tab.SYSTEM: runs[-1]} if runs else {}
+        weights = list(Path(folder).glob(f"*/{tab.WEIGHTS}"))
+        age = {Path(folder, path.relative_to(folder).parts[0]): path.stat().st_mtime for path in weights}
+        runs = [run for run in age if (run / "config.json").is_file() and system_of(run) == tab.SYSTEM]
+        if runs:
+            found[tab.SYSTEM] = str(max(runs, key=lambda run: ((run / "summary.json").is_file(), age[run])))
     if not found:
         raise UserError(f"no trained run in {folder}/; train one with: {TABS[0].TRAIN}")
     return found

@@ -12,6 +12,7 @@ import main
 from common.checkpoint import write_json
 from common.options import UserError
 from demo import ideas
+from demo.drawing import Plane
 from demo.page import build
 from latent_stack.pairs import Pair
 from latent_stack.trace import ideas_at_hand
@@ -23,7 +24,7 @@ def tab():
     model = tiny_stack(max_new_tokens=5)
     model.standardise(tokenized(PAIRS, model))  # else the ideas of an untrained stack are all alike
     test, _ = ideas_at_hand(model, limit=20)
-    return ideas.IdeasTab("out/tiny", model, "about", test, ideas.Plane.fit(test.z))
+    return ideas.IdeasTab("out/tiny", model, "about", test, Plane.fit(test.z))
 
 
 @pytest.fixture(scope="module")
