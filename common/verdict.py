@@ -19,7 +19,7 @@ def nearer(own: float, other: float, what: str, low: float | None = None) -> str
     if margin < MARGIN and other > COLLAPSED:
         end = ": all latents point one way"
     elif margin <= 0:
-        end = f": nothing was learned about the {what}"
+        end = f": no sign that anything was learned about the {what}"
     return f"The predicted latent is {how} to its own {what}'s (cosine {own:.3f}) than to another's ({other:.3f}){end}."
 
 

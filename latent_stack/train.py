@@ -144,10 +144,10 @@ def idea_in_words(summary: dict) -> str:
     """Is what is generated from a text's own idea nearer to its reference than what another idea gives?"""
     difference, (low, high) = summary["rougeL_difference"], summary["rougeL_difference_ci95"]
     verdict = against(difference, (low, high), 0.0)
-    carries = "something" if verdict == "better than" else "nothing"
+    carries = "the idea carries" if verdict == "better than" else "no sign that the idea carries"
     return (
-        f"What is generated from a text's own idea is {verdict} from another text's, by {difference:+.3f} ROUGE-L\n"
-        f"({low:+.3f} to {high:+.3f}): the idea carries {carries} of its text."
+        f"What is generated from a text's own idea is {verdict} from another text's\n"
+        f"(ROUGE-L {difference:+.3f}, {low:+.3f} to {high:+.3f}): {carries} something of its text."
     )
 
 
