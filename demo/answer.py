@@ -91,7 +91,8 @@ def load(run: str, data_dir: str, device) -> AnswerTab:
 
 def compared(tab: AnswerTab, run: str, data_dir: str, device) -> AnswerTab:
     """A tab, and a second run beside it."""
-    return replace(tab, other=load(run, data_dir, device))
+    other = load(run, data_dir, device)
+    return replace(tab, other=other, about=f"{tab.about}\n\n{other.about}")
 
 
 def ask(tab: AnswerTab, question: str) -> str:
@@ -270,8 +271,6 @@ def build(tab: AnswerTab) -> None:
             if gold:
                 gr.Markdown("Or choose a question of the test split, which training never saw:")
             shelf = [gr.Button(text, size="sm") for text in gold]  # gr.Examples cuts after 60 characters
-            with gr.Accordion("About this run", open=False):
-                gr.Markdown("\n\n".join(one.about for one in tabs))
     private = dict(api_visibility="private", show_progress="minimal")
     chosen = [example.click(lambda text: text, example, question, **private) for example in shelf]
     for trigger in (button.click, question.submit, *(choice.then for choice in chosen)):

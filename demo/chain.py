@@ -333,7 +333,6 @@ def build(tab: ChainTab) -> None:
     first = tab.examples[0].prompt if n else ""
     said_first, shown, plain = show(tab, first)
     latents, words = replaceable(tab, plain) if plain else ([("none", 0)], [""])
-    gr.Markdown(tab.about, elem_classes="about")
     with gr.Column(elem_id="chain"):
         with gr.Column(elem_id="chain-ask"):
             labels = [(label_of(tab, i), i) for i in range(n)]

@@ -262,7 +262,6 @@ def build(tab: IdeasTab) -> None:
             found = generate(tab, found)
             yield show(tab, found), show_path(found), gr.skip()
 
-    gr.Markdown(tab.about, elem_classes="about")
     typed = dict(placeholder="A chat, or a few sentences", lines=5, max_lines=5, max_length=tab.longest)
     with gr.Column(elem_id="ideas"):
         boxes, shelves = [], []

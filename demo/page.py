@@ -5,7 +5,7 @@ A tab is a module with
     NAME, SYSTEM, WEIGHTS          its title; the `system` in config.json of its runs; the file that a trained one has
     TRAIN                          the command that trains one
     CSS, ABOUT                     of its own elements; one sentence on what is predicted from what
-    load(run, data_dir, device)    -> tab: the model and what an input is held against; `tab.max_characters` of an input
+    load(run, data_dir, device)    -> tab: the model and what an input is held against; `run`, `about` it, `max_characters`
     ask(tab, text)                 -> lines for the terminal, the answer in the last one; UserError if there is none
     build(tab)                     the elements of the tab, inside an open gr.Blocks
 
@@ -83,6 +83,8 @@ def build(loaded: dict[str, Any]) -> Any:
                     if tab.SYSTEM in loaded:
                         gr.Markdown(tab.ABOUT, elem_classes="about")
                         tab.build(loaded[tab.SYSTEM])
+                        with gr.Accordion(f"About {loaded[tab.SYSTEM].run}", open=False):
+                            gr.Markdown(loaded[tab.SYSTEM].about)
                     else:
                         how = f"No trained run is loaded. `{tab.TRAIN}` trains one, `python main.py` shows it."
                         gr.Markdown(f"{tab.ABOUT}\n\n{how}")
