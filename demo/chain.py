@@ -338,7 +338,8 @@ def build(tab: ChainTab) -> None:
             labels = [(label_of(tab, i), i) for i in range(n)]
             title = f"Unseen {what} (✗: answered wrongly)"
             pick = gr.Dropdown(labels, value=0 if n else None, label=title, visible=n > 0)
-            prompt = gr.Textbox(first, label="Prompt", max_lines=8, max_length=tab.max_characters)
+            info = TASK[tab.dataset]
+            prompt = gr.Textbox(first, label="Prompt", info=info, max_lines=8, max_length=tab.max_characters)
             with gr.Row():
                 button = gr.Button("Follow the chain", variant="primary", scale=3, min_width=120)
                 following = gr.Button("Next one", scale=2, min_width=100, visible=n > 0)

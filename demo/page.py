@@ -5,7 +5,7 @@ A tab is a module with
     NAME, SYSTEM, WEIGHTS          its title; the `system` in config.json of its runs; the file that a trained one has
     TRAIN                          the command that trains one
     CSS, ABOUT                     of its own elements; one sentence on what is predicted from what
-    load(run, data_dir, device)    -> tab: the model and what an input is held against; `run`, `about` it, `max_characters`
+    load(run, data_dir, device)    -> tab: the model, what an input is held against, `run`, `about`, `max_characters`
     ask(tab, text)                 -> lines for the terminal, the answer in the last one; UserError if there is none
     build(tab)                     the elements of the tab, inside an open gr.Blocks
 
