@@ -270,16 +270,17 @@ So: measure what the model does when the answer is not there, beside a control, 
 
 ## 7. What to try next
 
-Change an option above and run the cell again; `python train.py --help` lists all of them.
+The first three go into `OPTIONS` above, then run the cells again; the others are for a terminal, behind `python
+train.py`, whose `--help-all` lists all options.
 
 | try | to see |
 |---|---|
-| `--jepa-weight 0` | no cosine loss: the latents of answers can be decoded, ẑ points nowhere |
-| `--target grad --decode-weight 0` | collapse: all latents become one, and both cosines go to 1 |
+| `--jepa-weight 0` | no cosine loss: every answer can be decoded from its z, and ẑ points nowhere |
+| `--target grad --decode-weight 0 --regulariser none` | collapse: all latents are one, and both cosines are 1 |
+| `--world wide --n-layer 6 --n-train 80000` | a hundred names, and invented ones: the whole `quick-numbers` preset |
+| `--preset quick` | the answer view holds a program, `α-β`, for any numbers |
 | `--mask causal --jepa-weight 0 --decode-weight 0` | an ordinary language model of the same size |
-| `--world wide --n-train 80000` | a hundred names, and invented ones: the whole `quick-numbers` preset, five minutes |
-| `--preset quick` | the answer view holds a program, `α-β`, that any numbers can be put into |
-| `--dataset pairs --data-dir DIR` | two texts of your own, [step by step](../CONTRIBUTING.md) |
+| `--dataset pairs --data-dir DIR` | two texts of your own, [step by step](../CONTRIBUTING.md#train-on-two-texts) |
 
 Then read `model.py`, the whole method in 300 lines, and the [README](../README.md) for what is not solved yet.
 """
