@@ -92,7 +92,7 @@ class LoopConfig:
         "run resume overwrite device precision shard epochs max_steps grad_accum log_every save_every eval_every "
         "live track data_dir".split()
     )
-    # What --help lists; --help-all lists all.
+    # What --help lists where a class says so itself; --help-all lists all.
     COMMON: ClassVar[frozenset] = frozenset(
         "run resume overwrite seed epochs max_steps batch_size lr device data_dir".split()
     )
@@ -253,7 +253,7 @@ def parse(cls, presets: dict[str, Preset], docstring: str, argv: list[str] | Non
     `--x / --no-x`. Exits with status 2 and one line if the command line is wrong.
     """
     argv = sys.argv[1:] if argv is None else argv
-    preset, common = _preset_of(argv, presets), getattr(cls, "COMMON", None)
+    preset, common = _preset_of(argv, presets), vars(cls).get("COMMON")  # a subclass has options of its own
     defaults = replace(cls(), **(presets[preset].values if preset else {}))
     shown = None if "--help-all" in argv else common
     parser = _parser(presets, docstring, few=shown is not None, whole=common is not None)
