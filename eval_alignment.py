@@ -15,6 +15,7 @@ stands beside another answer's latent, and beside the same model before training
     mean_pairwise_cos            mean cosine of two different questions' latents; 1 is collapse
     neighbours_share_answer      do a question's 5 nearest questions (by z_hat) have its answer, its operations?
     neighbours_share_ops         …_chance is the same for any other question
+    decoded_correctly            how many questions; of how many answers are the others?
     collapse                     the training step at which all latents were most alike, and both cosines there
 
 Writes alignment.json, alignment_cosines.png and latents.png, a map of the answers' latents with the predictions, into
@@ -245,12 +246,12 @@ def plot_map(latents: Latents, correct: list[bool], path: Path, n_lines: int = 1
 
     with figure(path, 1, 1, (WIDTH, 5.6)) as (fig, axes):
         for i in wrong[:n_lines]:
-            axes.plot(*np.stack((z_hat[i], z[own[i]])).T, color=ORANGE, linewidth=0.8)
+            axes.plot(*np.stack((z_hat[i], z[own[i]])).T, color=ORANGE, alpha=0.5, linewidth=0.7)
         n, marks = len(correct), dict(linewidths=0)
         label = f"ẑ, decoded correctly ({correct.sum():,})"
         axes.scatter(*z_hat[correct].T, s=16, color=BLUE, alpha=0.3, label=label, **marks)
         label = f"ẑ, decoded incorrectly ({len(wrong):,}), a line to its z"
-        axes.scatter(*z_hat[wrong].T, s=45, color=ORANGE, marker="X", label=label, zorder=3, **marks)
+        axes.scatter(*z_hat[wrong].T, s=32, color=ORANGE, marker="X", label=label, zorder=3, **marks)
         axes.scatter(*z.T, s=9, color=BLACK, label=f"answer latents z ({len(z)})", zorder=4, **marks)
         axes.set(
             xlabel=f"first principal component of z ({variance[0]:.0%} of variance)",
@@ -259,7 +260,9 @@ def plot_map(latents: Latents, correct: list[bool], path: Path, n_lines: int = 1
         axes.set_title(
             f"mean distance in this plane: {distance:.2f} to the own answer, {chance:.2f} to another's (control)"
         )
-        headline(fig, f"{correct.sum():,} of {n:,} predicted latents decode to the correct answer")
+        finding = f"{correct.sum():,} of {n:,} predicted latents decode to the correct answer"
+        others = f"; the other {len(wrong)} belong to {len(set(own[wrong]))} of {len(z)} answers" if len(wrong) else ""
+        headline(fig, finding + others)
         fig.legend(ncols=3, **LEGEND)
         often = np.argsort(-np.bincount(own, minlength=len(z)), kind="stable")
         label_points(axes, z[often], [latents.answers[i] for i in often], z_hat[wrong], fontsize=8, zorder=5)
@@ -359,11 +362,14 @@ def main(argv: list[str] | None = None) -> None:
     train = whole_windows(read_log(run)[0]) if (run / "log.jsonl").is_file() else []
     if row := collapse(train):
         result["collapse"] = {key: row[key] for key in ("step", "cos_own", "cos_other")}
+    correct = decoded_correctly(model, latents, config.batch_size)
+    wrong = {answer for answer, right in zip(latents.own.tolist(), correct, strict=True) if not right}
+    result |= {"decoded_correctly": sum(correct), "answers_decoded_incorrectly": len(wrong)}
     compared = {other: columns[other] for other in config.compare}
     write_json(run / f"{name}.json", {"split": config.split, **result, "compared": compared})
     plot_cosines(latents, fresh, run / f"{name}_cosines.png")
     map_name = f"{output_name('latents', model, config)}.png"
-    plot_map(latents, decoded_correctly(model, latents, config.batch_size), run / map_name)
+    plot_map(latents, correct, run / map_name)
     written = [f"{name}.json", f"{name}_cosines.png", map_name]
     if config.compare:
         labelled = [(f"λ = {m.config.jepa_weight:g} ({Path(folder).name})", folder) for folder, m in runs.items()]

@@ -41,7 +41,8 @@ def test_the_map_marks_each_prediction_as_correct_or_not_and_links_the_wrong_one
     own = given.own[~np.array(correct)]
     assert np.allclose(ends[:, 0], wrong.get_offsets()) and np.allclose(ends[:, 1], z.get_offsets()[own])
     assert {text.get_text() for text in axes.texts} <= set(given.answers) and len(axes.texts) >= 4
-    assert drawn["a.png"].get_suptitle().startswith("35 of 40 ")
+    title = " ".join(drawn["a.png"].get_suptitle().split())
+    assert title.startswith("35 of 40 ") and title.endswith(f"other 5 belong to {len(set(own.tolist()))} of 7 answers")
     distance, control = (float(x) for x in re.findall(r"\d\.\d+", axes.get_title("left")))
     assert distance < control / 2
 
@@ -62,6 +63,7 @@ def test_an_evaluation_maps_as_many_correct_as_training_measured_and_reports_the
     call(eval_alignment, "--run", run, "--device", "cpu")
     found, rate = read_json(run / "alignment.json"), read_json(run / "summary.json")["exact_match"]
     n = found["n"]
+    assert found["decoded_correctly"] == round(n * rate)
     assert found["collapse"] == {"step": 20, "cos_own": 0.95, "cos_other": 0.94}
     assert drawn["latents.png"].get_suptitle().startswith(f"{round(n * rate):,} of {n:,} ")
 
