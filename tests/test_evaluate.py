@@ -297,7 +297,7 @@ def test_alignment_is_written_beside_that_of_the_untrained_model(run):
         assert {*promised.split(), *collapse.split()} <= column.keys() and column["n"] == 60
     row = next(line for line in done.stdout.splitlines() if line.startswith("cos_own")).split()
     assert row[1:3] == [f"{found['cos_own']:.4f}", f"{found['untrained']['cos_own']:.4f}"]
-    assert {"alignment-first-60_cosines.png", "alignment-first-60_map.png"} <= files(run)
+    assert {"alignment-first-60_cosines.png", "latents-first-60.png"} <= files(run)
 
 
 def test_a_limit_makes_retrieval_no_easier(run):
