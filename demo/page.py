@@ -37,7 +37,7 @@ def system_of(run: str | Path) -> str:
     """The system that a run's configuration names."""
     path = Path(run) / "config.json"
     if not path.is_file():
-        raise UserError(f"no config.json in {run}: it is no run of a training")
+        raise UserError(f"no checkpoint in {run}; train one with: {TABS[0].TRAIN} --run {run}")
     return read_json(path).get("system", "")
 
 
