@@ -18,8 +18,8 @@ question in words, the second its answer. The model reads the question, predicts
 see, and only then puts that latent into words.
 
 This notebook trains such a model, looks at what it predicts, and then breaks it, to show how such a model can look
-excellent and know nothing. You need to have seen PyTorch once. A laptop's CPU is enough: the two trainings take about
-two minutes each on two cores.
+excellent and know nothing. You need to have seen PyTorch once. A laptop's CPU is enough: all of it takes six minutes of
+one idle core. (The outputs below came from a busy one.)
 
 Run the cells from top to bottom. The first one fetches the code if it is not here, in Colab say.
 """
