@@ -10,6 +10,7 @@ losses on ẑ. Of latents GREEN is z, the answer's, and BLUE ẑ, the prediction
 import argparse
 import sys
 from collections.abc import Callable
+from contextlib import contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -33,6 +34,15 @@ def columns(found: list[dict]) -> tuple[list[float], list[float]]:
 def mean(run: dict, key: str) -> float:
     """One figure of a run, over its seeds."""
     return run[key]["mean"]
+
+
+@contextmanager
+def in_part(fig, subject: str):
+    """The subject is the title where a study was measured in part and lacks the figures of its finding."""
+    try:
+        yield
+    except (KeyError, IndexError):
+        headline(fig, subject)
 
 
 def values(runs: list[dict], key: str) -> tuple[list[float], list[float]]:
@@ -181,11 +191,10 @@ def collapse(runs: dict, path: Path) -> None:
         rank.set(title="effective rank of z", xlabel="dimensions", xlim=(0, None))
         nearest.set_yticks(y, [name.replace(", no decoding", "") for name in names])
         fig.legend(ncols=3, title=OVER_SEEDS, **LEGEND)
-        finding = "Decoding each answer from its own latent prevents collapse"
-        if "stop-gradient, no decoding" in runs:  # the study may be measured in part
+        with in_part(fig, "Settings against collapse"):
             decoded, alone = (mean(runs[f"stop-gradient{x}"], "cos_other") for x in ("", ", no decoding"))
-            finding += f": cosine to another answer {decoded:.2f}, without decoding {alone:.2f} (stop-gradient)"
-        headline(fig, finding)
+            finding = "Decoding each answer from its own latent prevents collapse: cosine to another answer"
+            headline(fig, f"{finding} {decoded:.2f}, without decoding {alone:.2f} (stop-gradient)")
 
 
 SPACE = {  # {run: (label, colour, marker)}
@@ -217,9 +226,10 @@ def space(runs: dict, path: Path) -> None:
         panels[0].set_ylabel("exact match,\nfraction of validation questions")
         panels[1].set(title="by training compute", xlabel="training compute, TFLOP")
         fig.legend(*panels[0].get_legend_handles_labels(), ncols=2, title="thin lines: single seeds", **LEGEND)
-        ours, theirs = (mean(runs[x], "exact_match_decoded") for x in ("latent", "language model"))
-        finding = f"The language model learns from fewer examples and ends at {theirs:.1%} on the test split"
-        headline(fig, f"{finding}, the latent model at {ours:.1%}")
+        with in_part(fig, "Latent space against token space"):
+            ours, theirs = (mean(runs[x], "exact_match_decoded") for x in ("latent", "language model"))
+            finding = f"The language model learns from fewer examples and ends at {theirs:.1%} on the test split"
+            headline(fig, f"{finding}, the latent model at {ours:.1%}")
 
 
 SIMILAR = {  # {run: (label, style)}; all but the first are controls
@@ -257,10 +267,13 @@ def similar(runs: dict, path: Path) -> None:
         for axes, title in zip(panels[0], titles.values(), strict=True):
             axes.set_title(title)
         fig.legend(*panels[0, 0].get_legend_handles_labels(), ncols=5, title=OVER_SEEDS, **LEGEND)
-        same = [mean(run, "neighbours, magnitude") for settings in found.values() for run in settings.values()]
-        chance = mean(runs["gsm8k, lambda 1"], "neighbours, magnitude, chance")
-        finding = f"Nearest questions share the answer's size: {same[0]:.0%} of word problems, {same[1]:.0%} at λ = 0"
-        headline(fig, f"{finding}; on GSM8K {same[len(found['words'])]:.0%}, chance {chance:.0%}")
+        with in_part(fig, "Do near questions share anything?"):
+            same = [mean(run, "neighbours, magnitude") for settings in found.values() for run in settings.values()]
+            chance = mean(runs["gsm8k, lambda 1"], "neighbours, magnitude, chance")
+            finding = (
+                f"Nearest questions share the answer's size: {same[0]:.0%} of word problems, {same[1]:.0%} at λ = 0"
+            )
+            headline(fig, f"{finding}; on GSM8K {same[len(found['words'])]:.0%}, chance {chance:.0%}")
 
 
 SCRATCH = {  # {run: (label, colour)}
@@ -303,11 +316,10 @@ def scratch(runs: dict, path: Path) -> None:
         axes.set(xlim=(0, 22), ylim=(-0.6, len(names) - 0.4), xlabel="exact match, % (bars: 95% intervals)")
         axes.grid(visible=False, axis="y")
         fig.legend(ncols=2, **LEGEND)
-        program, latent = (mean(runs[x], "exact_match_decoded") for x in ("program, width 256", "latent, variants"))
-        headline(
-            fig,
-            f"GSM8K from scratch: programs {program:.1%}, latent model {latent:.1%}, constant {constant:.1f}%",
-        )
+        with in_part(fig, "GSM8K from scratch"):
+            program, latent = (mean(runs[x], "exact_match_decoded") for x in ("program, width 256", "latent, variants"))
+            title = f"GSM8K from scratch: programs {program:.1%}, latent model {latent:.1%}, constant {constant:.1f}%"
+            headline(fig, title)
 
 
 FIGURES: dict[str, Callable] = {"leak": leak, "lambda": lam, "collapse": collapse, "space": space, "similar": similar}
