@@ -10,7 +10,7 @@ from common.options import LoopConfig, Preset, internal, opt
 
 PHASES = ("pretrain", "sst", "talker")
 BASELINES = ("coupled", "coupled-talker", "coconut")
-EXPERIMENTS = ("tree", "cfg", "containment", "talker", "trajectory", "fewshot")
+EXPERIMENTS = ("tree", "cfg", "containment", "talker", "trajectory", "fewshot", "dial")
 
 
 @dataclass
@@ -75,7 +75,13 @@ class ReasonerConfig(LoopConfig):
     sst_loss: str = opt(
         "cosine", "to the embedding of the next token; or hard: cross-entropy over all embeddings", ("cosine", "hard")
     )
+    contrast: float = opt(0.0, "weight of a cross-entropy over all embeddings, added to the cosine loss", low=0.0)
     rollout: int = opt(0, "further passes over the model's own latents, with loss, after the teacher-forced one", low=0)
+    sst_sampling: bool = opt(False, "these passes have own latents at random positions only, a fraction drawn per row")
+    sst_noise: float = opt(0.0, "Gaussian noise on the chain's inputs, its norm drawn per row from 0 to this", low=0.0)
+    sharpen: float = opt(
+        0.0, "temperature at which a latent is fed back as a mixture of embeddings (0: as it is)", low=0.0
+    )
     sst_epochs: int = opt(1, "passes over the training set in self-supervised training", low=1)
     sst_lr: float = opt(3e-4, "peak learning rate of self-supervised training", low=0.0)
 
@@ -109,6 +115,7 @@ class EvalConfig:
     baseline: tuple = opt((), "folders of further runs, measured alike")
     ask: str = opt("", "no experiment: follow one prompt in the terminal; - reads one a line from standard input")
     data_dir: str = opt("", "gsm8k: DIR/train.jsonl and DIR/test.jsonl; none: what the run was trained on")
+    sharpen: float = opt(-1.0, "feed latents back with this --sharpen (-1: as trained, 0: as they are)", low=-1.0)
     limit: int = opt(0, "use the first N examples only (0: all)", low=0)
     batch_size: int = opt(256, "examples at once; fewer where gradients or solved examples take memory", low=1)
     seed: int = opt(0, "seed of noise and of controls", low=0)

@@ -6,6 +6,7 @@
     python -m reasoner.evaluate --what talker --run out/reasoner-quick        Gaussian latents, another prompt's latents
     python -m reasoner.evaluate --what trajectory --run out/reasoner-gsm8k    GSM8K: how good is the way to the answer?
     python -m reasoner.evaluate --what fewshot --run out/reasoner-gsm8k --data-dir DIR      n solved examples before it
+    python -m reasoner.evaluate --what dial --run out/reasoner-quick          latents fed back, sharpened, made tokens
 
     python -m reasoner.evaluate --run out/reasoner-quick --ask "5 9 ; 5 2 ; 2 4 ; 2 8 ; root 5 goal 8 :"
     python -m reasoner.evaluate --run out/reasoner-quick --ask - < prompts.txt              one a line
@@ -28,7 +29,7 @@ from common.device import resolve_device
 from common.options import UserError, flag, parse, run_main
 from reasoner.config import EvalConfig, ReasonerConfig
 from reasoner.data import load_examples
-from reasoner.experiments import cfg, containment, fewshot, talker, trajectory, tree
+from reasoner.experiments import cfg, containment, dial, fewshot, talker, trajectory, tree
 from reasoner.model import NearestDecoder, ReasonerTalker
 from reasoner.phases import load_run
 from reasoner.tasks import Example
@@ -41,6 +42,7 @@ MODULES = {
     "talker": talker,
     "trajectory": trajectory,
     "fewshot": fewshot,
+    "dial": dial,
 }
 DATASET = {"tree": "tree", "cfg": "cfg", "trajectory": "gsm8k"}  # experiments that need one
 SAME_TEST = ("dataset", "reasoning", "leaves", "depth", "labels", "levels")  # what decides the test split
@@ -53,7 +55,7 @@ def check_run(run: str, model, what: str) -> None:
         raise UserError(f"{run} was trained on {config.dataset}; --what {what} needs {needed}")
     if what == "trajectory" and config.reasoning != "equations":
         raise UserError(f"{run} was trained with --reasoning {config.reasoning}; --what trajectory reads equations")
-    if what in ("containment", "talker") and config.dataset == "text":
+    if what in ("containment", "talker", "dial") and config.dataset == "text":
         raise UserError(f"{run} was trained on text, where there is no correct answer")
     if what == "fewshot" and config.dataset not in ("gsm8k", "text"):
         raise UserError(f"{run} was trained on {config.dataset} and cannot read questions")
@@ -77,10 +79,14 @@ def load_models(config: EvalConfig) -> dict:
     models = {run: load_run(run, device) for run in (config.run, *config.baseline)}
     for run, model in models.items():
         check_run(run, model, config.what)
+        if config.sharpen >= 0 and isinstance(model, ReasonerTalker):
+            model.reasoner.config.sharpen = config.sharpen
     if config.what != "fewshot":  # any checkpoint that reads text may be asked questions
         check_same_test(models, config.run)
-    if config.what == "talker" and not any(isinstance(model, ReasonerTalker) for model in models.values()):
-        raise UserError("--what talker: a baseline has no Talker of its own")
+    if config.what in ("talker", "dial") and not any(isinstance(model, ReasonerTalker) for model in models.values()):
+        raise UserError(f"--what {config.what}: a baseline has no Talker of its own and no chain of latents")
+    if config.what == "dial" and config.sharpen >= 0:
+        raise UserError("--what dial measures at many temperatures; leave --sharpen out")
     return models
 
 

@@ -79,6 +79,22 @@ class Reasoner(Tokenized, nn.Module, PyTorchModelHubMixin, **HUB):
             return h * h.size(-1) ** -0.5
         return self.onto_sphere(h)
 
+    def cosines(self, latents: Tensor) -> Tensor:
+        """latents (…, C) -> cosines to all target embeddings (…, V)."""
+        return F.linear(F.normalize(latents, dim=-1), F.normalize(self.target.weight, dim=-1))
+
+    def feed_back(self, r: Tensor, sharpen: float | None = None) -> Tensor:
+        """Latents r (…, C) -> what is fed back (…, C): r itself, or at a temperature the mixture of embeddings E,
+        `Σ softmax(cos(r, E) / temperature) E` on the sphere, whose limits are the nearest embedding and the mean.
+
+        No token is read: it is a function of the latent alone. `sharpen` is the temperature, 0 for r itself, None as
+        trained. As Soft Thinking (Zhang et al. 2025, arXiv 2505.15778) does with a language model's probabilities.
+        """
+        temperature = self.config.sharpen if sharpen is None else sharpen
+        if not temperature:
+            return r
+        return self.onto_sphere((self.cosines(r) / temperature).softmax(-1) @ self.onto_sphere(self.embed.weight))
+
     # ---- training
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -103,28 +119,36 @@ class Reasoner(Tokenized, nn.Module, PyTorchModelHubMixin, **HUB):
 
         `rollout` further passes replace the chain's input embeddings by the model's own latents of the pass before, so
         that in pass i the first i inputs are exactly those of a free-running chain; all passes have the same weight.
+        --sst-sampling does so at random positions (parallel scheduled sampling, Duckworth et al. 2019, arXiv
+        1906.04331); the fraction is drawn per row instead of annealed, so that no step differs from another.
+        --sst-noise adds noise to the chain's inputs. Both are for training: validation has neither.
         """
         x = true_tokens = self.inputs(batch.tokens)
-        is_chain = batch.is_chain()[..., None]  # (B, T, 1)
+        is_chain, drawn = batch.is_chain()[..., None], self.training and self.config.sst_sampling  # (B, T, 1)
         denominator, losses, metrics = batch.loss_denominators["chain"], [], {}
         for i in range(1 + self.config.rollout):
-            h = self.hidden_states(x)  # (B, T, C)
-            r = h.flatten(0, 1)[batch.chain_at]  # (K, C)
+            if self.training and self.config.sst_noise:
+                x = add_noise(x, is_chain * self.config.sst_noise * x.new_empty(len(x), 1, 1).uniform_())
+            r = self.hidden_states(x).flatten(0, 1)[batch.chain_at]  # (K, C)
             cos = cosine(r, self.target(batch.chain_ids))  # (K,)
             losses.append(self.latent_loss(r, cos, batch.chain_ids).sum() / denominator)
             if i == 0:
                 metrics = self.latent_metrics(r.detach(), cos.detach(), batch)
-            x = torch.where(is_chain, F.pad(h[:, :-1], (0, 0, 1, 0)), true_tokens)
+            x = true_tokens.flatten(0, 1).index_copy(0, batch.chain_at + 1, self.feed_back(r)).view_as(true_tokens)
+            if drawn:
+                row, position = (x.new_empty(len(x), T, 1).uniform_() for T in (1, x.size(1)))
+                x = torch.where(position < row, x, true_tokens)
         if self.config.rollout:
             metrics["free_cos"] = cos.detach().sum() / denominator
         return sum(losses) / len(losses), metrics
 
     def latent_loss(self, r: Tensor, cos: Tensor, target: Tensor) -> Tensor:
         """Latents (K, C), their cosines to the targets' embeddings (K,), target (K,) -> loss of each (K,)."""
-        if self.config.sst_loss == "cosine":
-            return self.config.k * (1 - cos)
-        logits = F.normalize(r, dim=-1) @ F.normalize(self.target.weight, dim=-1).T  # (K, V)
-        return F.cross_entropy(logits / TEMPERATURE, target, reduction="none")
+        config, loss = self.config, self.config.k * (1 - cos)
+        if config.sst_loss == "cosine" and not config.contrast:
+            return loss
+        contrastive = F.cross_entropy(self.cosines(r) / TEMPERATURE, target, reduction="none")
+        return contrastive if config.sst_loss == "hard" else loss + config.contrast * contrastive
 
     @torch.no_grad()
     def latent_metrics(self, r: Tensor, cos: Tensor, batch: Batch) -> dict[str, Tensor]:
@@ -162,18 +186,19 @@ class Reasoner(Tokenized, nn.Module, PyTorchModelHubMixin, **HUB):
         noise: float = 0.0,
         generator: torch.Generator | None = None,
         feed_tokens: bool = False,
+        sharpen: float | None = None,
     ) -> Tensor:
         """B prompts (str, or lists of ids) -> latents (B, R, C), R <= max_chain, without writing a token.
 
         A chain ends with the latent whose nearest embedding is [EOS]; behind it stand zeros. `noise` is the norm of
-        Gaussian noise added to each latent before it is fed back. `feed_tokens`: not the latent is fed back but the
-        nearest embedding, as an ordinary language model does.
+        Gaussian noise added to what is fed back. `feed_tokens`: not the latent is fed back but the nearest embedding,
+        as an ordinary language model does; `sharpen`: see `feed_back`.
         """
         if not self.latent:
             raise UserError("a Reasoner from pretraining does not think in latents yet; load the one of phase sst")
         tokens, length = self.tokenize(prompts)
-        intervene = (lambda step, r: self.inputs(self.nearest(r))) if feed_tokens else None
-        return self.chain(self.inputs(tokens), length, max_chain, noise, generator, intervene)
+        intervene, sharpen = (lambda step, r: self.inputs(self.nearest(r)), 0.0) if feed_tokens else (None, sharpen)
+        return self.chain(self.inputs(tokens), length, max_chain, noise, generator, intervene, sharpen)
 
     def chain(
         self,
@@ -183,10 +208,11 @@ class Reasoner(Tokenized, nn.Module, PyTorchModelHubMixin, **HUB):
         noise: float = 0.0,
         generator: torch.Generator | None = None,
         intervene: Callable[[int, Tensor], Tensor] | None = None,
+        sharpen: float | None = None,
     ) -> Tensor:
         """Input embeddings x (B, T, C), of which the first `length` (B,) count -> latents (B, R, C); see `rollout`.
 
-        intervene(step, latent (B, C)) -> latent (B, C): what is fed back instead, to see how a wrong thought spreads.
+        intervene(step, what is fed back (B, C)) -> (B, C): fed back instead, to see how a wrong thought spreads.
         """
         B, limit, eos = len(x), max_chain or self.config.max_chain, self.tokenizer.eos
         cache, valid = [[] for _ in self.trunk.blocks], positions_of(x) < length[:, None]  # (B, T)
@@ -198,6 +224,7 @@ class Reasoner(Tokenized, nn.Module, PyTorchModelHubMixin, **HUB):
             running = running & (self.nearest(r) != eos)
             if step + 1 == limit or not running.any():
                 break
+            r = self.feed_back(r, sharpen)
             r = r if intervene is None else intervene(step, r)
             r = add_noise(r, noise, generator)
             valid = F.pad(valid, (0, 1), value=True)
@@ -207,7 +234,7 @@ class Reasoner(Tokenized, nn.Module, PyTorchModelHubMixin, **HUB):
 
     def nearest(self, latents: Tensor) -> Tensor:
         """latents (…, C) -> ids (…) of the nearest target embeddings."""
-        return F.linear(F.normalize(latents, dim=-1), F.normalize(self.target.weight, dim=-1)).argmax(-1)
+        return self.cosines(latents).argmax(-1)
 
     def nearest_text(self, latents: Tensor) -> list[str]:
         """latents (B, R, C), zero behind a chain's end -> B texts: the nearest embeddings, without a Talker."""

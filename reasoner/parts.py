@@ -49,11 +49,11 @@ def token_accuracy(hidden: Tensor, head: Tensor, batch: Batch) -> dict[str, Tens
     return {"chain_accuracy": hits.float().sum() / batch.loss_denominators["chain"]}
 
 
-def add_noise(x: Tensor, norm: float, generator: torch.Generator | None) -> Tensor:
-    """x (B, C) plus Gaussian noise whose norm is about `norm` times x's own."""
-    if not norm:
+def add_noise(x: Tensor, norm: float | Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """x (…, C) plus Gaussian noise whose norm is about `norm` (a number, or of a shape that x broadcasts) times x's."""
+    if isinstance(norm, int | float) and not norm:
         return x
-    noise = torch.randn(x.shape, generator=generator).to(x)
+    noise = torch.randn(x.shape, generator=generator, device=generator.device if generator else x.device).to(x)
     return x + noise * (norm * x.size(-1) ** -0.5 * x.norm(dim=-1, keepdim=True))
 
 

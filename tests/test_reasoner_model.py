@@ -15,7 +15,7 @@ from reasoner.parts import add_noise
 
 
 @torch.no_grad()
-def slow_chain(reasoner: Reasoner, prompt: str, max_chain: int, feed_tokens: bool = False) -> torch.Tensor:
+def slow_chain(reasoner: Reasoner, prompt: str, max_chain: int, feed_tokens=False, sharpen=0.0) -> torch.Tensor:
     """The definition: one prompt, a pass over everything for every latent -> (R, C)."""
     ids = torch.tensor(reasoner.tokenizer.encode([prompt]))
     x, latents = reasoner.inputs(ids), []
@@ -24,6 +24,9 @@ def slow_chain(reasoner: Reasoner, prompt: str, max_chain: int, feed_tokens: boo
         if reasoner.nearest(latents[-1]) == reasoner.tokenizer.eos:
             break
         fed_back = reasoner.inputs(reasoner.nearest(latents[-1])) if feed_tokens else latents[-1]
+        if sharpen:
+            weights = F.cosine_similarity(latents[-1], reasoner.target.weight, dim=-1).div(sharpen).softmax(0)
+            fed_back = F.normalize(weights @ F.normalize(reasoner.embed.weight, dim=-1), dim=0)
         x = torch.cat((x, fed_back[None, None]), 1)
     return torch.stack(latents)
 
@@ -37,12 +40,12 @@ def sizes(config: ReasonerConfig) -> tuple[int, int]:
 # --------------------------------------------------------------------------------------------- the chain
 
 
-@pytest.mark.parametrize("feed_tokens", [False, True])
-def test_the_chain_with_a_cache_in_a_batch_is_the_chain_of_each_prompt_without(feed_tokens):
-    reasoner = tiny_model(Reasoner, trained="sst")
+@pytest.mark.parametrize("feed_tokens,sharpen", [(False, 0.0), (True, 0.0), (False, 0.1)])
+def test_the_chain_with_a_cache_in_a_batch_is_the_chain_of_each_prompt_without(feed_tokens, sharpen):
+    reasoner = tiny_model(Reasoner, trained="sst", sharpen=sharpen)
     found = reasoner.rollout(PROMPTS, feed_tokens=feed_tokens)
     for prompt, chain in zip(PROMPTS, found, strict=True):
-        slow = slow_chain(reasoner, prompt, found.size(1), feed_tokens)
+        slow = slow_chain(reasoner, prompt, found.size(1), feed_tokens, sharpen)
         assert torch.allclose(chain[: len(slow)], slow, atol=1e-5) and not chain[len(slow) :].any()
 
 
@@ -51,6 +54,15 @@ def test_tokens_fed_back_are_another_chain_from_the_second_latent_on():
     latents, fed = reasoner.rollout(PROMPTS), reasoner.rollout(PROMPTS, feed_tokens=True)
     assert torch.equal(latents[:, 0], fed[:, 0]) and not torch.allclose(latents[:, 1], fed[:, 1])
     assert NearestDecoder(reasoner, feed_tokens=True).answer(PROMPTS) == reasoner.nearest_text(fed)
+
+
+def test_a_sharpened_latent_lies_between_the_nearest_embedding_and_the_mean():
+    reasoner = tiny_model(Reasoner, trained="sst", sharpen=0.1)
+    r, E = F.normalize(torch.randn(5, 32), dim=-1), F.normalize(reasoner.embed.weight, dim=-1)
+    assert torch.allclose(reasoner.feed_back(r, 1e-4), E[reasoner.nearest(r)], atol=1e-4)
+    assert torch.allclose(reasoner.feed_back(r, 1e4), F.normalize(E.mean(0), dim=-1).expand(5, -1), atol=1e-3)
+    assert reasoner.feed_back(r, 0.0) is r and torch.equal(reasoner.feed_back(r), reasoner.feed_back(r, 0.1))
+    assert torch.equal(reasoner.rollout(PROMPTS, feed_tokens=True), reasoner.rollout(PROMPTS, sharpen=1e-5))
 
 
 @pytest.mark.parametrize(
@@ -144,6 +156,8 @@ def test_hard_targets_are_a_cross_entropy_over_all_embeddings():
     cosines = F.cosine_similarity(r[:, None], reasoner.target.weight[None], dim=-1)
     wanted = F.cross_entropy(cosines / TEMPERATURE, batch.chain[batch.chain >= 0])
     assert torch.allclose(reasoner(batch)[0], wanted, atol=1e-4)
+    both, cosine_alone = (tiny_model(Reasoner, trained="sst", contrast=w)(batch)[0] for w in (0.5, 0.0))
+    assert torch.allclose(both, cosine_alone + 0.5 * wanted, atol=1e-4)
 
 
 def test_the_nth_rollout_pass_sees_exactly_what_a_free_running_chain_sees():
@@ -158,6 +172,44 @@ def test_the_nth_rollout_pass_sees_exactly_what_a_free_running_chain_sees():
     free = reasoner.rollout(prompts, max_chain=R)[batch.chain >= 0]  # (K, C)
     for h, equal in ((seen[R - 1], True), (seen[0], False)):
         assert torch.allclose(h.flatten(0, 1)[batch.chain_at], free, atol=1e-4) == equal
+
+
+def seen_inputs(reasoner: Reasoner, batch) -> list[torch.Tensor]:
+    """What each pass of self-supervised training reads: (B, T, C) each."""
+    seen, hidden_states = [], reasoner.hidden_states
+    reasoner.hidden_states = lambda x: seen.append(x) or hidden_states(x)
+    reasoner.self_supervised(batch)
+    reasoner.hidden_states = hidden_states
+    return seen
+
+
+def test_noise_in_training_is_on_the_chains_inputs_alone_and_never_in_validation():
+    reasoner, batch = tiny_model(Reasoner, trained="sst", sst_noise=0.8), whole_batch(tiny_config())
+    true, is_chain = reasoner.inputs(batch.tokens), batch.is_chain()
+    assert torch.equal(seen_inputs(reasoner, batch)[0], true)
+    norms = (seen_inputs(reasoner.train(), batch)[0] - true).norm(dim=-1)  # (B, T)
+    assert not norms[~is_chain].any() and 0 < norms[is_chain].max() < 1.2
+    of_rows = [row[real] for row, real in zip(norms, is_chain, strict=True)]
+    assert max(x.mean() for x in of_rows) > 0.6 and min(x.mean() for x in of_rows) < 0.2  # drawn per row
+
+
+def test_sampled_inputs_are_own_latents_at_some_positions_and_true_tokens_at_the_others():
+    reasoner, batch = tiny_model(Reasoner, trained="sst", rollout=1, sst_sampling=True), whole_batch(tiny_config())
+    true, own = seen_inputs(reasoner, batch)  # validation: own latents everywhere
+    is_own = (own != true).any(-1)
+    assert torch.equal(is_own, batch.is_chain())
+    mixed = seen_inputs(reasoner.train(), batch)[1]
+    kept, replaced = (mixed == true).all(-1), torch.isclose(mixed, own, atol=1e-5).all(-1)
+    assert (kept | replaced).all() and 0.2 < (kept & is_own).sum() / is_own.sum() < 0.8
+
+
+def test_the_gradient_goes_through_what_is_fed_back_sharpened():
+    reasoner, batch = tiny_model(Reasoner, trained="sst", rollout=1, sharpen=0.1), whole_batch(tiny_config())
+    plain, own = seen_inputs(reasoner, batch)
+    r = reasoner.hidden_states(plain).flatten(0, 1)[batch.chain_at]
+    assert torch.allclose(own[batch.is_chain()], reasoner.feed_back(r), atol=1e-5)
+    weight = reasoner.trunk.blocks[0].up.weight
+    assert torch.autograd.grad((own * torch.randn_like(own)).sum(), weight)[0].abs().max() > 0
 
 
 def overfit(model, batch, steps=100, lr=6e-3) -> dict[str, float]:

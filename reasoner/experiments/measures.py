@@ -45,11 +45,12 @@ def chain_accuracy(model, examples: list[Example], batch_size: int = 256) -> tup
 
 
 @torch.no_grad()
-def rollouts(reasoner: Reasoner, examples: list[Example], batch_size: int = 256) -> list[torch.Tensor]:
-    """Free-running latents of every example: (R, C) each, on the CPU, zeros behind the end cut off."""
+def rollouts(reasoner: Reasoner, examples: list[Example], batch_size: int = 256, **how) -> list[torch.Tensor]:
+    """Free-running latents of every example: (R, C) each, on the CPU, zeros behind the end cut off; `how` as in
+    `Reasoner.rollout`."""
     found = [None] * len(examples)
     for index in by_length(examples, batch_size):
-        latents = reasoner.rollout([examples[i].prompt for i in index]).cpu()
+        latents = reasoner.rollout([examples[i].prompt for i in index], **how).cpu()
         for i, chain in zip(index, latents, strict=True):
             found[i] = chain[is_real(chain)]
     return found
