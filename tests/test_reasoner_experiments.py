@@ -22,6 +22,7 @@ from reasoner.experiments.measures import chain_accuracy, exposure_gap
 from reasoner.model import Reasoner, ReasonerTalker, Talker
 from reasoner.tasks import Example, derivations, trees
 from results import reasoner_ablations as ablations
+from results import reasoner_chain
 
 # --------------------------------------------------------------------------------------------- measures
 
@@ -347,3 +348,16 @@ def test_every_ablation_is_a_command_and_one_of_each_phase_is_trained_and_measur
     ablations.main([*map(str, where), "--options", " ".join(TINY)])
     found = read_json(tmp_path / "a.json")
     assert 0 <= found["sst"]["L2 only"]["route_accuracy"] <= 1 and found["talker"]["dual"]["n_params"] > 0
+
+
+def test_every_variant_of_the_chain_is_a_command_and_two_are_trained_and_compared(tmp_path, monkeypatch):
+    for options in reasoner_chain.VARIANTS.values():
+        parse(ReasonerConfig, PRESETS, "", ["--preset", "gsm8k-small", *options.split()])
+    monkeypatch.setattr(reasoner_chain, "train_once", lambda summary, module, words, threads: call(train, *words))
+    where = ["--preset", "quick", "--run", trained_run().run, "--out", tmp_path / "runs", "--json", tmp_path / "a.json"]
+    variants, noise = ["as the preset", "noise, contrast 1"], ["--noise", "0", "0.6"]
+    reasoner_chain.main([*map(str, where), "--options", " ".join(TINY), *noise, "--variants", *variants])
+    found = read_json(tmp_path / "a.json")["quick"]["variants"]
+    assert list(found) == variants and all(set(reasoner_chain.FED_BACK) < set(row) for row in found.values())
+    assert found["as the preset"]["latent"][0]["less_the_first"]["mean"] == 0
+    assert [row["noise"] for row in found["noise, contrast 1"]["tokens"]] == [0, 0.6]

@@ -52,20 +52,23 @@ def equations_that_hold(examples: list[Example], texts: list[str], seed: int) ->
 
 @torch.no_grad()
 def measure_setting(
-    model: ReasonerTalker, examples: list[Example], batch_size: int, seed: int, noise: float, how: dict
+    reasoner: Reasoner, readers: dict, examples: list[Example], config: EvalConfig, noise: float, how: dict
 ) -> tuple[dict, list[float]]:
-    """One way to feed back, one norm of noise -> (what the module's docstring lists, token accuracy of each)."""
-    generator = torch.Generator().manual_seed(seed)
-    latents = rollouts(model.reasoner, examples, batch_size, noise=noise, generator=generator, **how)
-    hits = token_hits(model.reasoner, examples, latents)
+    """One way to feed back, one norm of noise -> (what the module's docstring lists, token accuracy of each).
+
+    readers: {name: latents (B, R, C) -> B texts}
+    """
+    generator, seed, n = torch.Generator().manual_seed(config.seed), config.seed, config.batch_size
+    latents = rollouts(reasoner, examples, n, noise=noise, generator=generator, **how)
+    hits = token_hits(reasoner, examples, latents)
     row = {"noise": noise, "token_accuracy": bootstrap_mean(hits, seed)}
-    for reader, read in (("nearest", model.reasoner.nearest_text), ("talker", model.talker.speak)):
+    for reader, read in readers.items():
         texts = []
-        for i in range(0, len(latents), batch_size):
-            texts += read(pad_sequence(latents[i : i + batch_size], batch_first=True).to(model.device))
-        right = sum(correct(model, examples, texts))
+        for i in range(0, len(latents), n):
+            texts += read(pad_sequence(latents[i : i + n], batch_first=True).to(reasoner.device))
+        right = sum(correct(reasoner, examples, texts))
         row[reader] = {"share": right / len(examples), "ci95": wilson(right, len(examples))}
-        if model.config.dataset == "gsm8k":
+        if reasoner.config.dataset == "gsm8k":
             row[f"equations_{reader}"] = equations_that_hold(examples, texts, seed)
     return row, hits
 
@@ -76,11 +79,12 @@ def measure(models: dict, examples: list[Example], config: EvalConfig) -> dict:
     for name, model in models.items():
         if not isinstance(model, ReasonerTalker):
             continue
+        readers = {"nearest": model.reasoner.nearest_text, "talker": model.talker.speak}
         result[name], latent = {}, {}
         for setting, how in SETTINGS.items():
             result[name][setting] = []
             for noise in NOISE:
-                row, hits = measure_setting(model, examples, config.batch_size, config.seed, noise, how)
+                row, hits = measure_setting(model.reasoner, readers, examples, config, noise, how)
                 row["less_the_latent"] = paired_difference(hits, latent.setdefault(noise, hits), config.seed)
                 result[name][setting].append(row)
             print(f"{name}, fed back: {setting:<7}{'; '.join(map(in_words, result[name][setting]))}", flush=True)
@@ -90,9 +94,10 @@ def measure(models: dict, examples: list[Example], config: EvalConfig) -> dict:
 
 def in_words(row: dict) -> str:
     equations = f", equations {row['equations_nearest']['mean']:.1%}" if "equations_nearest" in row else ""
+    talker = f" (Talker {row['talker']['share']:.1%})" if "talker" in row else ""
     return (
-        f"noise {row['noise']:g}: tokens {row['token_accuracy']['mean']:.1%}, answers {row['nearest']['share']:.1%} "
-        f"(Talker {row['talker']['share']:.1%}){equations}"
+        f"noise {row['noise']:g}: tokens {row['token_accuracy']['mean']:.1%}, answers {row['nearest']['share']:.1%}"
+        f"{talker}{equations}"
     )
 
 
@@ -110,11 +115,11 @@ def draw(rows: dict, name: str, path: str | Path) -> None:
                 low, high = zip(*(row["ci95"] for row in found), strict=True)
                 inside = range(1, len(at) - 1)
                 axes.plot(inside, y[1:-1], color=colour, marker="os"[i], label=f"sharpened, noise {noise:g}")
-                axes.fill_between(range(len(at)), low, high, color=colour, alpha=0.15, linewidth=0)
+                axes.vlines(range(len(at)), low, high, color=colour, linewidth=1)
                 axes.scatter([len(at) - 1], y[-1:], color=colour, marker="os"[i], facecolor="none", s=60)
                 axes.scatter([0], y[:1], color=ORANGE, marker="os"[i], s=60, zorder=3)
             axes.set_xticks(range(len(at)), ["token", *map(str, TEMPERATURES), "latent"], fontsize=8)
             axes.set(title=title, xlabel="temperature of what is fed back", ylim=(0, 1.03 if max(high) > 0.6 else None))
-        panels[0, 0].set_ylabel("fraction (band: 95%)")
+        panels[0, 0].set_ylabel("fraction (bars: 95%)")
         fig.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
         fig.suptitle(f"{name}: between a token fed back (control, orange) and the latent itself (hollow)")
