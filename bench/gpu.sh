@@ -6,11 +6,14 @@
 #   DATA=DIR OUT=out/gpu bench/gpu.sh loss         the output layer's cross-entropy, by PyTorch's own function and by logits
 #   OUT=out/gpu bench/gpu.sh siblings              JEPA-Reasoner with 42M parameters; memory of the latent stack
 #
+# SMALL="--n-layer 2 …" shrinks the trainings of siblings and leaves its table of memory out: how a test runs it on a CPU.
+#
 # Leaves runs, JSON and the output of each part under $OUT, in order of worth. Not run yet: no GPU was at hand when it was
 # written.
 set -uo pipefail
 OUT=$(realpath -m "${OUT:-$(dirname "$0")/../out/gpu}")
 data=(${DATA:+--data-dir "$(realpath "$DATA")"})
+read -ra small <<<"${SMALL:-}"
 cd "$(dirname "$0")/.."
 mkdir -p "$OUT"
 
@@ -40,8 +43,8 @@ loss() {
 
 siblings() {
   # the 42M Reasoner on trees, 3 of the preset's 10 epochs of pretraining, and what its chains hold
-  part memory 60 python -m bench.latent_memory --out "$OUT/latent_memory_cuda.json"
-  part tree42m 450 python -m reasoner.train --preset tree-42m --epochs 3 --run "$OUT/tree-42m" --overwrite
+  [ -n "${SMALL:-}" ] || part memory 60 python -m bench.latent_memory --out "$OUT/latent_memory_cuda.json"
+  part tree42m 450 python -m reasoner.train --preset tree-42m --epochs 3 "${small[@]}" --run "$OUT/tree-42m" --overwrite
   part tree 60 python -m reasoner.evaluate --what tree --run "$OUT/tree-42m"
 }
 

@@ -1,17 +1,23 @@
 """The benchmarks: the plain loop computes what the fast path computes, and the commands run."""
 
 import json
+import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import call
+from helpers import call, script
+from reasoner_tiny import TINY as TINY_REASONER
 from tiny import PROBLEMS, tiny_config, tiny_data, tiny_model
 
 from bench import cross_entropy, demo_load, eval_speed, jepa_overhead, measure, reliability, train_speed
+from bench.latent_memory import BenchConfig as MemoryConfig
 from bench.latent_memory import measure as measure_memory
 from bench.straightforward import plain_answer, plain_loss
+from common.checkpoint import read_json
+from common.options import parse
 from latent_stack.config import StackConfig
 
 TINY = (
@@ -161,3 +167,16 @@ def test_faults_on_purpose_are_survived(tmp_path):
         assert outcomes.keys() <= allowed, name
     for what in ("rows", "options"):
         assert not found[what].keys() & {"traceback", "several lines"} and found[what]["refused"] > 0
+
+
+def test_the_siblings_part_of_the_gpu_script_runs_on_a_cpu_at_toy_size(tmp_path):
+    """Its first run on a GPU must not fail for a spelling. The table of memory is too large and only parsed."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    small = " ".join(TINY_REASONER)
+    done = script("siblings", launcher=("bash", "bench/gpu.sh"), OUT=str(tmp_path), SMALL=small, PATH=path)
+    assert "failed" not in done.stdout, done.stdout
+    assert read_json(tmp_path / "tree-42m" / "tree.json")["examples"] == 12
+    assert "route accuracy" in (tmp_path / "tree.txt").read_text(encoding="utf-8")
+    text = (Path(measure.__file__).parent / "gpu.sh").read_text(encoding="utf-8")
+    words = text.partition("python -m bench.latent_memory ")[2].partition("\n")[0].replace('"', "").split()
+    assert parse(MemoryConfig, {}, "", words)[0].out.endswith("latent_memory_cuda.json")
