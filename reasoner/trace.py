@@ -45,7 +45,7 @@ class Step:
         if self.cos_fed_back is None:
             return ""
         if not self.replaced and not self.noise:
-            return "itself"
+            return "itself" if self.cos_fed_back > 0.9999 else f"itself, sharpened, cos {self.cos_fed_back:.2f}"
         what = f"embedding of {self.replaced}" if self.replaced else "itself"
         return f"{what}{' with noise' if self.noise else ''}, cos {self.cos_fed_back:.2f}"
 

@@ -8,7 +8,7 @@ TREE = "reasoner-quick/tree.json"
 TALKER = "reasoner-quick/talker.json"
 CONTAINMENT = {"trees": "reasoner-quick/containment.json", "GSM8K": "reasoner-gsm8k/containment.json"}
 NOISE = {"1.0M": "reasoner-cfg/cfg.json", "0.58M": "reasoner-cfg-96/cfg.json"}
-ABLATIONS = "reasoner_ablations.json"
+ABLATIONS, CHAIN = "reasoner_ablations.json", "reasoner_chain.json"
 GSM8K, FEWSHOT = "reasoner-gsm8k/trajectory.json", "reasoner-gsm8k/fewshot.json"
 CONSTANT = "gsm8k-small/accuracy.json"
 
@@ -260,6 +260,34 @@ def fewshot() -> str:
     return table(["solved examples", "0", "1", "5", "8", "8 minus 0, paired, points"], rows)
 
 
+def chain(preset: str) -> str:
+    """Self-supervised training varied, and what is fed back: chain tokens in place, equations that hold; in %."""
+    rows = []
+    for name in get(CHAIN, f"{preset}.variants"):
+        keys = f"{preset}.variants.`{name}`"
+        for fed_back in ("latent", "sharpened", "tokens"):
+            found, first = f"{keys}.{fed_back}.0", fed_back == "latent"
+            rows.append(
+                [
+                    name if first else "",
+                    number(get(CHAIN, f"{keys}.teacher_forced"), ".1p") if first else "",
+                    {"tokens": "tokens (control)"}.get(fed_back, fed_back),
+                    with_ci(CHAIN, f"{found}.token_accuracy", ".1p"),
+                    points(CHAIN, f"{found}.less_the_first"),
+                    with_ci(CHAIN, f"{found}.equations_nearest", ".1p"),
+                ]
+            )
+    header = [
+        "self-supervised training",
+        "tokens, true inputs",
+        "fed back",
+        "tokens, free-running",
+        "minus the first row, paired",
+        "equations that hold",
+    ]
+    return table(header, rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "reasoner-verdicts": verdicts,
     "reasoner-tree": tree,
@@ -269,4 +297,5 @@ TABLES: dict[str, Callable[[], str]] = {
     "reasoner-ablations": ablations,
     "reasoner-gsm8k": gsm8k,
     "reasoner-fewshot": fewshot,
+    "reasoner-chain": lambda: chain("gsm8k-small"),
 }
