@@ -7,7 +7,7 @@
 
 Each variant starts from RUN/pretrain and is read by the nearest embedding, without a Talker: with its latents fed back,
 with them sharpened, and with tokens fed back, the control. What is finished stays. Writes the preset's part of
-results/reasoner_chain.json and prints it.
+results/reasoner_chain.json and, where a variant was measured at all settings (`--fed-back all`), its figure.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from common.options import run_main
 from common.stats import paired_difference
 from reasoner.config import PRESETS, EvalConfig
 from reasoner.data import load_examples
-from reasoner.experiments.dial import LATENT, TOKENS, in_words, measure_setting
+from reasoner.experiments.dial import LATENT, SETTINGS, TOKENS, draw, in_words, measure_setting
 from reasoner.experiments.measures import exposure_gap
 from reasoner.model import Reasoner
 from reasoner.phases import load_phase
@@ -42,7 +42,7 @@ VARIANTS = {
     "noise, contrast 1": "--sst-noise 0.8 --contrast 1",
     "noise, contrast 1, sampled and sharpened rollout": ALL,
 }
-FED_BACK = {LATENT: dict(sharpen=0.0), "sharpened": dict(sharpen=0.06), TOKENS: dict(feed_tokens=True)}
+FED_BACK = (LATENT, "0.06", TOKENS)  # of the dial's settings
 
 
 def train(name: str, args) -> Path:
@@ -55,19 +55,19 @@ def train(name: str, args) -> Path:
 
 
 @torch.no_grad()
-def measure(folder: Path, limit: int, noise: list[float], first: dict) -> dict:
-    """One variant -> exposure gap, and for each of FED_BACK a row for each noise. `first`: the token accuracy of each
-    example of the first variant's latents, filled in and compared with."""
+def measure(folder: Path, fed_back: list[str], limit: int, noise: list[float], first: dict) -> dict:
+    """One variant -> exposure gap, and for each way to feed back a row for each noise. `first`: the token accuracy of
+    each example of the first variant's latents, filled in and compared with."""
     reasoner, config = load_phase(Reasoner, folder, "sst"), EvalConfig()
     examples = load_examples("test", reasoner.config)[: limit or None]
     result = {"n": len(examples), "train_seconds": read_json(folder / "summary.json")["train_seconds"]}
     result |= exposure_gap(reasoner, examples)
     print(f"  true inputs {result['teacher_forced']:.1%}, free-running {result['free_running']:.1%}")
-    for name, how in FED_BACK.items():
+    for name in fed_back:
         result[name] = []
         for norm in noise:
             readers = {"nearest": reasoner.nearest_text}
-            row, hits = measure_setting(reasoner, readers, examples, config, norm, how)
+            row, hits = measure_setting(reasoner, readers, examples, config, norm, SETTINGS[name])
             row["less_the_first"] = paired_difference(hits, first.setdefault(norm, hits), config.seed)
             result[name].append(row)
         print(f"  {name:<10}{'; '.join(map(in_words, result[name]))}", flush=True)
@@ -83,18 +83,22 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--noise", type=float, nargs="+", default=[0.0], help="norms of Gaussian noise on what is fed back"
     )
+    parser.add_argument("--fed-back", nargs="+", default=FED_BACK, choices=[*SETTINGS, "all"])
     parser.add_argument("--limit", type=int, default=0, help="test examples (0: all)")
     parser.add_argument("--out", type=Path, default=ROOT / "out/reasoner-chain", help="folder of the trainings")
     parser.add_argument("--json", type=Path, default=ROOT / "results/reasoner_chain.json")
     args = parser.parse_args(argv)
 
     result, first = read_json(args.json) if args.json.is_file() else {}, {}
-    part = result[args.preset] = {"options": args.options, "variants": {}}
+    part = result.setdefault(args.preset, {"variants": {}})
+    fed_back = list(SETTINGS) if "all" in args.fed_back else [LATENT, *(x for x in args.fed_back if x != LATENT)]
     for name in args.variants:
         folder = train(name, args)
         print(f"{args.preset}, {name}: {VARIANTS[name] or '(no further option)'}")
-        part["variants"][name] = measure(folder, args.limit, args.noise, first)
+        row = part["variants"][name] = measure(folder, fed_back, args.limit, args.noise, first)
         write_json(args.json, result)
+        if set(SETTINGS) <= set(row):
+            draw(row, f"{args.preset}, {name}", args.json.with_name(f"dial-{args.preset}-{slug(name)}.png"))
 
 
 if __name__ == "__main__":

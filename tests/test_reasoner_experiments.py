@@ -356,8 +356,11 @@ def test_every_variant_of_the_chain_is_a_command_and_two_are_trained_and_compare
     monkeypatch.setattr(reasoner_chain, "train_once", lambda summary, module, words, threads: call(train, *words))
     where = ["--preset", "quick", "--run", trained_run().run, "--out", tmp_path / "runs", "--json", tmp_path / "a.json"]
     variants, noise = ["as the preset", "noise, contrast 1"], ["--noise", "0", "0.6"]
-    reasoner_chain.main([*map(str, where), "--options", " ".join(TINY), *noise, "--variants", *variants])
+    reasoner_chain.main(
+        [*map(str, where), "--options", " ".join(TINY), *noise, "--fed-back", "all", "--variants", *variants]
+    )
     found = read_json(tmp_path / "a.json")["quick"]["variants"]
-    assert list(found) == variants and all(set(reasoner_chain.FED_BACK) < set(row) for row in found.values())
+    assert list(found) == variants and all(set(dial.SETTINGS) < set(row) for row in found.values())
     assert found["as the preset"]["latent"][0]["less_the_first"]["mean"] == 0
+    assert (tmp_path / "dial-quick-noise-contrast-1.png").is_file()
     assert [row["noise"] for row in found["noise, contrast 1"]["tokens"]] == [0, 0.6]

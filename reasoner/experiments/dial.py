@@ -106,10 +106,11 @@ def draw(rows: dict, name: str, path: str | Path) -> None:
     measures = {"token_accuracy": "chain tokens in their places", "nearest": "correct answers"}
     if "equations_nearest" in rows[LATENT][0]:
         measures["equations_nearest"] = "equations that hold"
+    noises = [row["noise"] for row in rows[LATENT]]
     at = [TOKENS, *(str(t) for t in TEMPERATURES), LATENT]
     with figure(path, 1, len(measures), size=(4.2 * len(measures), 4.2), squeeze=False) as (fig, panels):
         for axes, (key, title) in zip(panels[0], measures.items(), strict=True):
-            for i, (noise, colour) in enumerate(zip(NOISE, (BLUE, GREEN), strict=True)):
+            for i, (noise, colour) in enumerate(zip(noises, (BLUE, GREEN), strict=False)):
                 found = [rows[setting][i][key] for setting in at]
                 y = [row.get("mean", row.get("share")) for row in found]
                 low, high = zip(*(row["ci95"] for row in found), strict=True)

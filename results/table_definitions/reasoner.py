@@ -262,16 +262,16 @@ def fewshot() -> str:
 
 def chain(preset: str) -> str:
     """Self-supervised training varied, and what is fed back: chain tokens in place, equations that hold; in %."""
-    rows = []
+    rows, names = [], {"latent": "latents", "0.06": "sharpened, τ = 0.06", "tokens": "tokens (control)"}
     for name in get(CHAIN, f"{preset}.variants"):
         keys = f"{preset}.variants.`{name}`"
-        for fed_back in ("latent", "sharpened", "tokens"):
+        for fed_back, shown in names.items():
             found, first = f"{keys}.{fed_back}.0", fed_back == "latent"
             rows.append(
                 [
                     name if first else "",
                     number(get(CHAIN, f"{keys}.teacher_forced"), ".1p") if first else "",
-                    {"tokens": "tokens (control)"}.get(fed_back, fed_back),
+                    shown,
                     with_ci(CHAIN, f"{found}.token_accuracy", ".1p"),
                     points(CHAIN, f"{found}.less_the_first"),
                     with_ci(CHAIN, f"{found}.equations_nearest", ".1p"),
