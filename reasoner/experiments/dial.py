@@ -103,9 +103,9 @@ def in_words(row: dict) -> str:
 
 def draw(rows: dict, name: str, path: str | Path) -> None:
     """What is fed back, from token to latent, against each measure; both ends drawn beside it -> PNG."""
-    measures = {"token_accuracy": "chain tokens in their places", "nearest": "correct answers"}
-    if "equations_nearest" in rows[LATENT][0]:
-        measures["equations_nearest"] = "equations that hold"
+    second = "equations_nearest" if "equations_nearest" in rows[LATENT][0] else "nearest"
+    measures = {"token_accuracy": "chain tokens in their places"}
+    measures[second] = "correct answers" if second == "nearest" else "equations that hold"
     noises = [row["noise"] for row in rows[LATENT]]
     at = [TOKENS, *(str(t) for t in TEMPERATURES), LATENT]
     with figure(path, 1, len(measures), size=(4.2 * len(measures), 4.2), squeeze=False) as (fig, panels):

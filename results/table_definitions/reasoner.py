@@ -266,7 +266,7 @@ def chain(preset: str) -> str:
     for name in get(CHAIN, f"{preset}.variants"):
         keys = f"{preset}.variants.`{name}`"
         for fed_back, shown in names.items():
-            found, first = f"{keys}.{fed_back}.0", fed_back == "latent"
+            found, first = f"{keys}.`{fed_back}`.0", fed_back == "latent"
             rows.append(
                 [
                     name if first else "",
