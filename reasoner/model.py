@@ -119,14 +119,12 @@ class Reasoner(Tokenized, nn.Module, PyTorchModelHubMixin, **HUB):
 
         `rollout` further passes replace the chain's input embeddings by the model's own latents of the pass before, so
         that in pass i the first i inputs are exactly those of a free-running chain; all passes have the same weight.
-        --sst-sampling does so at random positions (parallel scheduled sampling, Duckworth et al. 2019, arXiv
-        1906.04331); the fraction is drawn per row instead of annealed, so that no step differs from another.
-        --sst-noise adds noise to the chain's inputs. Both are for training: validation has neither.
+        --sst-noise adds noise to the chain's inputs, in training alone.
         """
-        x = true_tokens = self.inputs(batch.tokens)
-        is_chain, drawn = batch.is_chain()[..., None], self.training and self.config.sst_sampling  # (B, T, 1)
-        denominator, losses, metrics = batch.loss_denominators["chain"], [], {}
+        true_tokens, is_chain = self.inputs(batch.tokens), batch.is_chain()[..., None]  # (B, T, C), (B, T, 1)
+        denominator, r, losses, metrics = batch.loss_denominators["chain"], None, [], {}
         for i in range(1 + self.config.rollout):
+            x = true_tokens if r is None else self.own_inputs(true_tokens, r, batch)
             if self.training and self.config.sst_noise:
                 x = add_noise(x, is_chain * self.config.sst_noise * x.new_empty(len(x), 1, 1).uniform_())
             r = self.hidden_states(x).flatten(0, 1)[batch.chain_at]  # (K, C)
@@ -134,13 +132,21 @@ class Reasoner(Tokenized, nn.Module, PyTorchModelHubMixin, **HUB):
             losses.append(self.latent_loss(r, cos, batch.chain_ids).sum() / denominator)
             if i == 0:
                 metrics = self.latent_metrics(r.detach(), cos.detach(), batch)
-            x = true_tokens.flatten(0, 1).index_copy(0, batch.chain_at + 1, self.feed_back(r)).view_as(true_tokens)
-            if drawn:
-                row, position = (x.new_empty(len(x), T, 1).uniform_() for T in (1, x.size(1)))
-                x = torch.where(position < row, x, true_tokens)
         if self.config.rollout:
             metrics["free_cos"] = cos.detach().sum() / denominator
         return sum(losses) / len(losses), metrics
+
+    def own_inputs(self, true_tokens: Tensor, r: Tensor, batch: Batch) -> Tensor:
+        """Inputs (B, T, C) of a further pass: the latents r (K, C) in the place of the chain's true tokens.
+
+        --sst-sampling: at random positions (parallel scheduled sampling, Duckworth et al. 2019, arXiv 1906.04331); the
+        fraction is drawn per row instead of annealed, so that no step differs from another. In training alone.
+        """
+        x = true_tokens.flatten(0, 1).index_copy(0, batch.chain_at + 1, self.feed_back(r)).view_as(true_tokens)
+        if not self.training or not self.config.sst_sampling:
+            return x
+        row, position = (x.new_empty(len(x), T, 1).uniform_() for T in (1, x.size(1)))
+        return torch.where(position < row, x, true_tokens)
 
     def latent_loss(self, r: Tensor, cos: Tensor, target: Tensor) -> Tensor:
         """Latents (K, C), their cosines to the targets' embeddings (K,), target (K,) -> loss of each (K,)."""
