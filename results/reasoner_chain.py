@@ -42,7 +42,7 @@ VARIANTS = {
     "noise, contrast 1": "--sst-noise 0.8 --contrast 1",
     "noise, contrast 1, sampled and sharpened rollout": ALL,
 }
-FED_BACK = (LATENT, "0.06", TOKENS)  # of the dial's settings
+FED_BACK = (LATENT, "0.06", "0.01", TOKENS)  # of the dial's settings
 
 
 def train(name: str, args) -> Path:

@@ -262,28 +262,29 @@ def fewshot() -> str:
 
 def chain(preset: str) -> str:
     """Self-supervised training varied, and what is fed back: chain tokens in place, equations that hold; in %."""
-    rows, names = [], {"latent": "latents", "0.06": "sharpened, τ = 0.06", "tokens": "tokens (control)"}
+    equations = {"latent": "latents", "0.06": "τ = 0.06", "0.01": "τ = 0.01", "tokens": "tokens (control)"}
+    rows = []
     for name in get(CHAIN, f"{preset}.variants"):
         keys = f"{preset}.variants.`{name}`"
-        for fed_back, shown in names.items():
-            found, first = f"{keys}.`{fed_back}`.0", fed_back == "latent"
-            rows.append(
-                [
-                    name if first else "",
-                    number(get(CHAIN, f"{keys}.teacher_forced"), ".1p") if first else "",
-                    shown,
-                    with_ci(CHAIN, f"{found}.token_accuracy", ".1p"),
-                    points(CHAIN, f"{found}.less_the_first"),
-                    with_ci(CHAIN, f"{found}.equations_nearest", ".1p"),
-                ]
-            )
+        rows.append(
+            [
+                name,
+                number(get(CHAIN, f"{keys}.teacher_forced"), ".1p"),
+                with_ci(CHAIN, f"{keys}.latent.0.token_accuracy", ".1p"),
+                points(CHAIN, f"{keys}.latent.0.less_the_first"),
+                *(with_ci(CHAIN, f"{keys}.`{fed_back}`.0.equations_nearest", ".1p") for fed_back in equations),
+            ]
+        )
+    first, *others = (
+        f"equations that hold: {shown}" if i == 0 else shown for i, shown in enumerate(equations.values())
+    )
     header = [
-        "self-supervised training",
-        "tokens, true inputs",
-        "fed back",
-        "tokens, free-running",
+        "training",
+        "tokens in place: true inputs",
+        "latents fed back",
         "minus the first row, paired",
-        "equations that hold",
+        first,
+        *others,
     ]
     return table(header, rows)
 
