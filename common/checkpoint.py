@@ -169,10 +169,13 @@ def read_config(folder: str | Path, cls, how: str, needed=("config.json", "model
     return cls(**values | as_path)
 
 
-def open_run(config, given: frozenset = frozenset()):
-    """Prepare the folder of a run -> its configuration: under --resume the saved one, with the command line over it."""
+def open_run(config, given: frozenset = frozenset(), stages: Iterable[str] = ()):
+    """Prepare the folder of a run -> its configuration: under --resume the saved one, with the command line over it.
+
+    `stages`: folders inside, whose trainings come before the run's own.
+    """
     run = Path(config.run)
-    started = is_started(run)
+    started = any(is_started(run / stage) for stage in ("", *stages))
     if config.resume and config.overwrite and "overwrite" in given:
         raise UserError("--resume continues a run and --overwrite starts it afresh; give one of them")
     if config.resume:

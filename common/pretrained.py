@@ -37,7 +37,7 @@ class PretrainedMixin:
 
     def _save_pretrained(self, folder):
         private = {
-            f.name: f.default for f in fields(self.config) if f.name in ("run", "data_dir", "init")
+            f.name: f.default for f in fields(self.config) if f.name in ("run", "data_dir", "init", "pretrain")
         }  # paths of here
         save_model(self, replace(self.config, **private), folder)
 

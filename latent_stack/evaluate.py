@@ -6,6 +6,8 @@
     python -m latent_stack.evaluate --run out/latent-quick --what cluster         k-means, centroids as text
     python -m latent_stack.evaluate --run out/latent-quick --what map             PCA and t-SNE
     python -m latent_stack.evaluate --run out/latent-quick --what middle          trained, identity, random
+    python -m latent_stack.evaluate --run out/latent-quick --what capacity        what could an idea hold?
+    python -m latent_stack.evaluate --run RUN/pretrain --what sayback             is a sentence said back exactly?
     python -m latent_stack.evaluate --run out/latent-quick --text "Ana: hi! …"    a text given by hand
     cat chat.txt | python -m latent_stack.evaluate --run out/latent-quick --text -    or on stdin
 
@@ -22,7 +24,7 @@ from common.checkpoint import write_json
 from common.device import resolve_device
 from common.options import UserError, parse, run_main
 from latent_stack.config import EvalConfig, output_name
-from latent_stack.experiments import cluster, interpolate, middle, neighbours, summaries
+from latent_stack.experiments import capacity, cluster, interpolate, middle, neighbours, sayback, summaries
 from latent_stack.experiments import map as idea_map
 from latent_stack.model import load_run
 from latent_stack.pairs import load_pairs
@@ -35,6 +37,8 @@ RUN = {
     "cluster": cluster.run,
     "map": idea_map.run,
     "middle": middle.run,
+    "capacity": capacity.run,
+    "sayback": sayback.run,
 }
 
 

@@ -1,7 +1,7 @@
-"""The bag-of-words loss: which words has the target, going by the soft tokens alone?
+"""Losses of the soft tokens alone: which words has the target, and, to say a text back, in which order?
 
-It needs no language model. Zhao et al. (2017, arXiv 1703.10960) brought such a loss in against decoders that learn to
-do without their latent.
+They need no language model. Zhao et al. (2017, arXiv 1703.10960) brought a bag-of-words loss in against decoders that
+learn to do without their latent.
 
 Shapes: B texts, P soft tokens, E language-model width, T target tokens, W distinct tokens of all targets.
 """
@@ -44,3 +44,32 @@ class BagOfWords:
             logits = SHARPNESS * cosine + self.log_frequency
             log_likelihood = logits.log_softmax(-1).logsumexp(1) - math.log(prefix.size(1))  # (B, W)
             return -(self.multi_hot(tokens) * log_likelihood).sum()
+
+
+class WordsInOrder:
+    """`loss(prefix, tokens)`: soft token p is to be token p of the target, its EOS among them.
+
+    -log likelihood by the cosine with its embedding, among the tokens of the batch and N_OTHERS more.
+    """
+
+    N_OTHERS, SHARPNESS = 1000, 30.0  # embeddings of unlike words have cosines of 0.2 and more
+
+    def __init__(self, targets: list[list[int]], lm: nn.Module):
+        """`targets`: token ids of the training targets, whose distinct tokens are the others."""
+        embedding = lm.get_input_embeddings().weight.detach()
+        self.words = torch.tensor(sorted({i for ids in targets for i in ids}), device=embedding.device)  # (W,)
+        self.directions = F.normalize(embedding.float(), dim=-1)  # (V, E)
+
+    def logits(self, prefix: Tensor, candidates: Tensor) -> Tensor:
+        """Soft tokens (B, P, E), token ids (C,) -> (B, P, C)."""
+        return self.SHARPNESS * F.normalize(prefix.float(), dim=-1) @ self.directions[candidates].T
+
+    def __call__(self, prefix: Tensor, tokens: Tensor) -> Tensor:
+        """Soft tokens (B, P, E), target tokens (B, T) from BOS on -> (), in nats, summed over the first P tokens."""
+        target = tokens[:, 1 : 1 + prefix.size(1)]
+        others = self.words[torch.randint(len(self.words), (self.N_OTHERS,), device=self.words.device)]
+        candidates = torch.unique(torch.cat((target[target >= 0], others)))  # sorted
+        found = torch.searchsorted(candidates, target.clamp(min=int(candidates[0]))).masked_fill(target < 0, -1)
+        with torch.autocast(prefix.device.type, enabled=False):
+            logits = self.logits(prefix[:, : target.size(1)], candidates)
+        return F.cross_entropy(logits.flatten(0, 1), found.flatten(), ignore_index=-1, reduction="sum")

@@ -4,14 +4,18 @@
                                                                          │  middle model
     text ◄─ language model ◄────────── [prefix (B, P, E), BOS] ◄─ expansion ◄─ z_out (B, D)
 
+With --ideas K > 1 a text has K ideas: learned queries among its hidden states replace pooling and compression, the
+middle model works on the set, and each idea becomes P/K of the soft tokens. To the outside the set is one flat vector
+(B, K·D), in which all that is done with one idea (a cosine, a mean, a point between two) goes on.
+
 The prefix is the only way from the input to the output. Trained are pooling, compression, middle model and expansion,
 and LoRA in the backbones if asked for. A checkpoint holds those, and the mean and standard deviation of pooled training
 texts, by which they are standardised before the compression.
 
     loss = cross-entropy of the target given the prefix + words_weight * bag-of-words loss of the prefix
 
-Shapes: B texts, L input tokens, H encoder width, D idea, P prefix length, E language-model width, T target tokens with
-BOS and EOS, V vocabulary of the language model.
+Shapes: B texts, L input tokens, H encoder width, K ideas, D numbers of one, P prefix length, E language-model width,
+T target tokens with BOS and EOS, V vocabulary of the language model.
 """
 
 import os
@@ -63,12 +67,40 @@ class Pooling(nn.Module):
         return (weight[:, None].to(hidden_states.dtype) @ hidden_states)[:, 0]  # (B, 1, L) @ (B, L, H)
 
 
+class Queries(nn.Module):
+    """Hidden states (B, L, H), attention_mask (B, L) bool -> ideas (B, K, D), read off by K learned queries.
+
+    Queries and projected hidden states are one sequence of a small Transformer in which all see all tokens. Query k
+    stands at the position of the first token that its soft tokens are to say, should the text be said back.
+    """
+
+    def __init__(self, config: StackConfig, H: int):
+        super().__init__()
+        K, D, P = config.ideas, config.latent_dim, config.prefix_len
+        if P % K or D % 8:
+            raise UserError(
+                f"--ideas {K} needs a multiple of {K} as --prefix-len, not {P}, and of 8 as --latent-dim, not {D}"
+            )
+        self.project = nn.Linear(H, D)
+        self.queries = nn.Parameter(torch.randn(K, D) * D**-0.5)
+        self.trunk = Transformer(2, D, 4, config.dropout)
+        self.register_buffer("position_ids", torch.arange(K) * (P // K) + 1, persistent=False)  # 0: [CLS]
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
+        B, L, _ = hidden_states.shape
+        K = len(self.queries)
+        x = torch.cat((self.queries.expand(B, -1, -1), self.project(hidden_states)), 1)  # (B, K + L, D)
+        position_ids = torch.cat((self.position_ids, torch.arange(L, device=x.device))).expand(B, -1)
+        seen = F.pad(attention_mask, (K, 0), value=True)[:, None, None]  # (B, 1, 1, K + L)
+        return self.trunk(x, position_ids, seen)[:, :K]
+
+
 class Middle(nn.Module):
-    """Idea to idea: z (B, D) -> (B, D).
+    """Idea to idea: z (B, D) -> (B, D); of K ideas (B, K, D) -> (B, K, D), each by itself but in the transformer.
 
     mlp          `middle_layers` layers, GELU between them
     residual     the idea plus what such an mlp makes of it
-    transformer  the idea spread over memory slots that attend to each other, then averaged
+    transformer  the idea spread over memory slots that attend to each other, then averaged; K ideas are the slots
     gru          `middle_layers` steps, each reading the first idea again
     identity     nothing: the control
     """
@@ -86,7 +118,8 @@ class Middle(nn.Module):
         elif self.kind == "transformer":
             if D % 8:
                 raise UserError(f"--latent-dim {D}: --middle transformer has 4 heads and needs a multiple of 8")
-            self.spread = nn.Linear(D, config.memory_slots * D)
+            if config.ideas == 1:
+                self.spread = nn.Linear(D, config.memory_slots * D)
             self.trunk = Transformer(n, D, 4)
         elif self.kind == "gru":
             self.cell = nn.GRUCell(D, D)
@@ -97,13 +130,14 @@ class Middle(nn.Module):
         if self.kind == "residual":
             return z + self.mlp(z)
         if self.kind == "transformer":
-            x = self.spread(z).view(len(z), -1, z.size(-1))  # (B, slots, D)
+            x = z if z.dim() == 3 else self.spread(z).view(len(z), -1, z.size(-1))  # (B, slots, D)
             all_see_all = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=z.device)
-            return self.trunk(x, positions_of(x), all_see_all).mean(1)
-        h = z
+            x = self.trunk(x, positions_of(x), all_see_all)
+            return x if z.dim() == 3 else x.mean(1)
+        rows = h = z.flatten(0, -2)
         for _ in range(self.n_steps if self.kind == "gru" else 0):
-            h = self.cell(z, h)
-        return h
+            h = self.cell(rows, h)
+        return h.view_as(z)
 
 
 # ------------------------------------------------------------------------------------------- the stack
@@ -143,24 +177,26 @@ class LatentStack(
         self.config = self._hub_mixin_config = config = replace(config)
         self.backbones = Backbones(config, backbones)
         H, E, D = self.backbones.encoder_dim, self.backbones.lm_dim, config.latent_dim
+        several = config.ideas > 1
 
-        self.pooling = Pooling(config.pooling, H)
-        self.register_buffer("origin", torch.zeros(H))  # mean of pooled training texts
+        self.pooling = Queries(config, H) if several else Pooling(config.pooling, H)
+        self.register_buffer("origin", torch.zeros(H))  # mean of pooled training texts; of several ideas, of tokens
         self.register_buffer("unit", torch.ones(H))  # their standard deviation
-        self.compress = nn.Sequential(
+        compress = (
             nn.LayerNorm(H),
             nn.Linear(H, config.middle_hidden),
             nn.GELU(),
             nn.Dropout(config.dropout),
             nn.Linear(config.middle_hidden, D),
         )
+        self.compress = nn.Identity() if several else nn.Sequential(*compress)
         self.middle = Middle(config)
         self.expand = nn.Sequential(
             nn.LayerNorm(D),
             nn.Dropout(config.dropout),
             nn.Linear(D, config.middle_hidden),
             nn.GELU(),
-            nn.Linear(config.middle_hidden, config.prefix_len * E),
+            nn.Linear(config.middle_hidden, config.prefix_len // config.ideas * E),
         )
         # soft tokens are measured in the standard deviation of real ones, and begin at about a fifth of it; a constant
         # of the backbone, so no part of the checkpoint
@@ -190,17 +226,31 @@ class LatentStack(
             return batch.hidden_states
         return self.backbones.hidden_states(batch.input_ids, batch.attention_mask)
 
-    def idea(self, hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
-        """Hidden states (B, L, H), attention_mask (B, L) bool -> z_in (B, D): pooled, standardised, compressed."""
-        return self.compress((self.pooling(hidden_states, attention_mask) - self.origin) / self.unit)
+    def standardised(self, x: Tensor) -> Tensor:
+        """Pooled texts (B, H) or hidden states (B, L, H), less what all texts have in common."""
+        return (x - self.origin) / self.unit
 
-    def think(self, z_in: Tensor) -> Tensor:
-        """z_in (B, D) -> z_out (B, D), by the middle model."""
-        return self.middle(z_in)
+    def idea(self, hidden_states: Tensor, attention_mask: Tensor, by: tuple | None = None) -> Tensor:
+        """Hidden states (B, L, H), attention_mask (B, L) bool -> z_in (B, K·D): pooled, standardised, compressed.
+
+        `by`: another (pooling, compression) than the trained one.
+        """
+        pooling, compress = by or (self.pooling, self.compress)
+        if self.config.ideas > 1:
+            return pooling(self.standardised(hidden_states), attention_mask).flatten(1)
+        return compress(self.standardised(pooling(hidden_states, attention_mask)))
+
+    def one_by_one(self, z: Tensor) -> Tensor:
+        """(B, K·D) -> the single ideas (B, K, D), where there are several."""
+        return z.view(len(z), self.config.ideas, -1) if self.config.ideas > 1 else z
+
+    def think(self, z_in: Tensor, middle: nn.Module | None = None) -> Tensor:
+        """z_in (B, K·D) -> z_out (B, K·D), by the middle model or another one."""
+        return (middle or self.middle)(self.one_by_one(z_in)).flatten(1)
 
     def prefix(self, z_out: Tensor) -> Tensor:
-        """Idea (B, D) -> soft tokens (B, P, E)."""
-        return self.expand(z_out).view(len(z_out), self.config.prefix_len, -1) * self.prefix_scale
+        """Ideas (B, K·D) -> soft tokens (B, P, E)."""
+        return self.expand(self.one_by_one(z_out)).view(len(z_out), self.config.prefix_len, -1) * self.prefix_scale
 
     def prefix_of(self, batch: Batch) -> Tensor:
         """Batch -> soft tokens (B, P, E)."""
@@ -208,7 +258,7 @@ class LatentStack(
 
     @torch.no_grad()
     def standardise(self, data: TokenizedDataset, among: int | None = None, n: int = 512, batch_size: int = 32) -> None:
-        """Before training: mean and standard deviation of pooled texts become `origin` and `unit`.
+        """Before training: mean and standard deviation of pooled texts, or tokens, become `origin` and `unit`.
 
         Measured on at most n of the first `among` texts of a split, with the pooling as it is before training. Texts of
         a kind share most of their encoding (Mu & Viswanath 2018, arXiv 1702.01417); left in, the common part makes all
@@ -218,7 +268,8 @@ class LatentStack(
         index, pooled = range(0, among, -(-among // n)), []
         for i in range(0, len(index), batch_size):
             batch = data.batch(index[i : i + batch_size]).to(self.device)
-            pooled.append(self.pooling(self.hidden_states(batch), batch.attention_mask).float())
+            hidden_states, mask = self.hidden_states(batch), batch.attention_mask
+            pooled.append((hidden_states[mask] if self.config.ideas > 1 else self.pooling(hidden_states, mask)).float())
         pooled = torch.cat(pooled)  # (n, H)
         self.origin.copy_(pooled.mean(0))
         self.unit.copy_(pooled.std(0).clamp(min=1e-3) if len(pooled) > 1 else torch.ones_like(self.unit))
@@ -245,6 +296,9 @@ class LatentStack(
         """
         n = batch.loss_denominators["targets"]
         prefix = self.prefix_of(batch)
+        if batch.words_only:
+            words = self.bag_of_words(prefix, batch.tokens) / n
+            return words, {"loss": words.detach()}
         loss = self.target_losses(prefix, batch).sum() / n
         metrics = {"loss": loss.detach()}
         if self.training and self.bag_of_words is not None:
@@ -256,7 +310,7 @@ class LatentStack(
 
     @torch.no_grad()
     def encode(self, texts: list[str], batch_size: int = 32) -> Tensor:
-        """B texts -> z_in (B, D). One beyond the encoder's window is truncated and reported; an empty one refused."""
+        """B texts -> z_in (B, K·D). One beyond the encoder's window is truncated and reported; an empty one refused."""
         if isinstance(texts, str) or not len(texts):
             raise UserError("encode needs a list of texts, one or more")
         for i, text in enumerate(texts, 1):
@@ -274,7 +328,7 @@ class LatentStack(
 
     @torch.no_grad()
     def encode_ids(self, ids: list[list[int]], batch_size: int = 32) -> Tensor:
-        """B texts as the encoder's token ids -> z_in (B, D)."""
+        """B texts as the encoder's token ids -> z_in (B, K·D)."""
         order, z = np.argsort([len(row) for row in ids], kind="stable"), []
         for i in range(0, len(order), batch_size):  # like lengths together
             input_ids, attention_mask = self.backbones.pad([ids[j] for j in order[i : i + batch_size]])
@@ -284,7 +338,7 @@ class LatentStack(
 
     @torch.no_grad()
     def generate(self, z_out: Tensor, max_new_tokens: int | None = None) -> list[str]:
-        """z_out (B, D) -> B texts, greedy and deterministic."""
+        """z_out (B, K·D) -> B texts, greedy and deterministic."""
         return self.generate_from_prefix(self.prefix(z_out), max_new_tokens)
 
     @torch.no_grad()

@@ -4,10 +4,12 @@ paraphrase   two wordings of the same generated story; embedded, seeded, no down
 samsum       a chat and its summary (Gliwa et al. 2019, arXiv 1911.12237); DialogSum beside it where present
 cnn          a news article and its highlights            pairs   two sentences that mean the same
 qa           question and context, and the answer         jsonl   DIR/SPLIT.jsonl, {"input": …, "target": …} a line
+texts        the sentences of any files, each with itself
 """
 
 import os
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,6 +172,49 @@ def jsonl_from_folder(folder: str | Path) -> Splits:
     return _with_validation(splits)
 
 
+# ----------------------------------------------------------------------------------- texts of any kind
+
+TEXT_KEYS = (*INPUT_KEYS, *TARGET_KEYS, "question")
+
+
+def sentences(text: str) -> list[str]:
+    """A text's sentences, line by line."""
+    return [s.strip() for line in text.splitlines() for s in re.split(r"(?<=[.!?])\s+", line) if s.strip()]
+
+
+def texts_of_file(path: Path) -> list[str]:
+    """The text of a .txt file, or those under known names in a .jsonl file."""
+    if path.suffix == ".txt":
+        return [path.read_text(encoding="utf-8", errors="replace")]
+    rows = [row for _, row in parse_lines(path) if isinstance(row, dict)]
+    return [row[key] for row in rows for key in TEXT_KEYS if isinstance(row.get(key), str)]
+
+
+def texts_from(root: str | Path) -> Splits:
+    """A .txt or .jsonl file, or all of them below a folder, data sets that `datasets` saved among them.
+
+    Each different sentence is a pair with itself. Files with "test" in their path, else every tenth sentence, are the
+    test split, in a random order.
+    """
+    root, found = Path(root), {"train": [], "test": []}
+    for folder, _, names in [("", [], [root])] if root.is_file() else sorted(os.walk(root, followlinks=True)):
+        paths = [Path(folder, name) for name in sorted(names) if Path(name).suffix in (".txt", ".jsonl")]
+        texts = {path: texts_of_file(path) for path in paths}
+        if "dataset_info.json" in names:
+            texts[Path(folder)] = [text for p in read_arrow(Path(folder)) for text in (p.input, p.target)]
+        for path, read in texts.items():
+            split = "test" if path != root and "test" in str(path.relative_to(root)).lower() else "train"
+            found[split] += [sentence for text in read for sentence in sentences(text)]
+    splits = {split: [Pair(s, s) for s in dict.fromkeys(read)] for split, read in found.items()}
+    if not splits["train"]:
+        raise UserError(f"{root}: no texts for training in .txt or .jsonl files")
+    if not splits["test"]:
+        whole = splits["train"]
+        splits = {"train": [p for i, p in enumerate(whole) if i % 10], "test": whole[::10]}
+    random.Random(0).shuffle(splits["test"])
+    return _with_validation(splits)
+
+
 # ------------------------------------------------------------------------------------------------- Hub
 
 
@@ -221,6 +266,10 @@ def from_hub(name: str) -> Splits:
 
 
 def _find_splits(config: StackConfig) -> Splits:
+    if config.dataset == "texts":
+        if not config.data_dir:
+            raise UserError("--dataset texts needs --data-dir, a file or folder of texts")
+        return texts_from(config.data_dir)
     if config.data_dir:
         return (samsum_from_folder if config.dataset == "samsum" else jsonl_from_folder)(config.data_dir)
     if config.dataset == "jsonl":

@@ -5,7 +5,7 @@
     python -m latent_stack.train --preset phase1                      ModernBERT, GPT-2 and SAMSum from the Hub
     python -m latent_stack.train --run out/latent-quick --resume      continue
 
-First a few passes with the bag-of-words loss alone, then the loop of all systems, then ROUGE on the test split.
+With --pretrain texts are first said back (latent_stack/pretrain.py). A few passes with the bag-of-words loss alone, then the loop of all systems, then ROUGE on the test split.
 
 A run is a folder as everywhere: config.json (with the backbones' names and revisions), model.safetensors (what was
 trained, and the mean and standard deviation of pooled texts), best/, state.pt, log.jsonl, loss_curve.png, summary.json.
@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from common.batching import epoch_order, make_batches
-from common.checkpoint import clear_run, open_run, write_json
+from common.checkpoint import clear_run, is_started, open_run, write_json
 from common.device import Device, Distributed, resolve_device
 from common.log import append_log, last_metrics, measuring, read_lines
 from common.loop import fit, learning_rate, set_learning_rate
@@ -35,6 +35,7 @@ from latent_stack.experiments.summaries import summaries
 from latent_stack.losses import BagOfWords
 from latent_stack.model import LatentStack
 from latent_stack.pairs import Pair, load_pairs
+from latent_stack.pretrain import STAGES, begin_from, say_back
 
 WORDS_BATCH = 32  # pairs of a step of the bag-of-words passes, whatever --cache
 
@@ -129,13 +130,14 @@ def introduction(model: LatentStack, pairs: dict[str, list[Pair]], steps_per_epo
     config = model.config
     sizes = ", ".join(f"{len(found):,} {split}" for split, found in pairs.items())
     twice = ", and each target with itself" if config.reconstruct else ""
+    several = f"{config.ideas} × " if config.ideas > 1 else ""
     trained, frozen = model.n_params() / 1e6, model.backbones.n_frozen() / 1e6
     encoder, decoder = f"{config.encoder} ({config.encoder_dim})", f"{config.decoder} ({config.decoder_dim})"
     return (
         f"device     {device.why}\n"
         f"data       {config.dataset}: {sizes} pairs{twice}\n"
         f"model      {trained:.2f}M parameters trained, {frozen:.1f}M frozen: "
-        f"{encoder} → {config.latent_dim} → {config.prefix_len} soft tokens → {decoder}\n"
+        f"{encoder} → {several}{config.latent_dim} → {config.prefix_len} soft tokens → {decoder}\n"
         f"schedule   {config.epochs} epochs of {steps_per_epoch} steps of {config.batch_size} pairs\n"
     )
 
@@ -201,9 +203,22 @@ def checked(config: StackConfig) -> StackConfig:
     return config
 
 
+def start(model: LatentStack, train: TokenizedDataset, n_pairs: int, device: Device, distributed: Distributed) -> None:
+    """Where the task begins: at random weights, at those of another run, or where texts are said back."""
+    config = model.config
+    if config.init:
+        begin_from(model, config.init)
+    if config.pretrain:
+        say_back(model, config, lambda model, data: validation_loss(model, data, device), device, distributed)
+        torch.manual_seed(config.seed)  # the same dropout in what follows whether this was interrupted or not
+    elif not config.init:
+        model.standardise(train, among=n_pairs)
+
+
 def main(argv: list[str] | None = None) -> None:
     began = time.perf_counter()
-    config = checked(open_run(*parse(StackConfig, PRESETS, __doc__, argv)))
+    config = checked(open_run(*parse(StackConfig, PRESETS, __doc__, argv), STAGES))
+    resume = config.resume and is_started(config.run)  # else what is resumed is one of the stages before
     device = resolve_device(config.device, config.precision)
     distributed = Distributed(device.device)
     run, say = Path(config.run), distributed.print
@@ -224,23 +239,23 @@ def main(argv: list[str] | None = None) -> None:
     say(describe(train.batch([0]), model) + "\n")
 
     # train
+    if not config.resume and distributed.main:
+        clear_run(run, ("best", *STAGES))
+    if not resume:
+        start(model, train, len(pairs["train"]), device, distributed)
     if config.words_weight:
         model.bag_of_words = BagOfWords(train.targets, backbones.lm, (backbones.bos, backbones.eos))
-    if not config.resume:
+    if config.words_weight and config.words_epochs and not resume:
+        found = train_bag_of_words(model, train, device, quiet=not distributed.main)
         if distributed.main:
-            clear_run(run)
-        model.standardise(train, among=len(pairs["train"]))
-        if config.words_weight and config.words_epochs:
-            found = train_bag_of_words(model, train, device, quiet=not distributed.main)
-            if distributed.main:
-                append_log(run, step=0, **found)
+            append_log(run, step=0, **found)
     title = f"Latent stack on {config.dataset}: target given the prefix"
     draw = partial(plot_loss, run, title, "linear", [("validation, mismatched idea (control)", "val_loss_shuffled")])
     summary = fit(
         model,
         steps_per_epoch,
         batches,
-        config,
+        replace(config, resume=resume),
         validate=lambda model: validation_loss(model, val, device),
         distributed=distributed,
         device=device,

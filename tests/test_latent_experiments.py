@@ -9,10 +9,12 @@ from helpers import call, same
 from latent_tiny import PAIRS, TEXTS, tiny_stack, tokenized, trained_run
 from scipy.stats import spearmanr
 
+from common.batching import pad
 from common.checkpoint import read_json
 from common.options import UserError
 from latent_stack import evaluate
 from latent_stack.config import EvalConfig, StackConfig, output_name
+from latent_stack.experiments import capacity
 from latent_stack.experiments.baselines import lead3, prompted
 from latent_stack.experiments.cluster import centroid_scores, typical_words
 from latent_stack.experiments.measures import bleu_and_meteor, derangement, lower_case_words, recall_of, rouge_of
@@ -266,3 +268,32 @@ def test_an_empty_text_and_too_few_texts_are_refused_in_one_line():
     for words, message in ((("--text", " "), "the text is empty"), (("--limit", 5), "an experiment needs 10 or more")):
         done = call(evaluate, "--run", run, *words, check=False)
         assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
+
+
+# -------------------------------------------------------------------------------------------- capacity
+
+
+def test_what_is_crammed_into_soft_tokens_is_generated_greedily(monkeypatch):
+    """Right under teacher forcing, but not said: an error early in a text changes all that follows."""
+    monkeypatch.setattr(capacity, "STEPS", 60)
+    monkeypatch.setattr(capacity, "LR", 0.3)
+    model = tiny_stack()
+    tokens = pad([ids[1:7] for ids in tokenized(PAIRS[:3], model).targets], -1)
+    (x, prefix_of), lm = capacity.conditions(model, PAIRS[:3], 0)["16 soft tokens"], model.backbones.lm
+    curve, needed = capacity.optimise(x, prefix_of, tokens, model.backbones.bos, lm, model.backbones.embed)
+    assert (np.diff(curve, axis=0) >= 0).all() and (curve[-1] > curve[0]).all() and curve.shape == (61, 3)
+    assert [int((curve[:, i] < 6).sum()) for i in range(3)] == needed.tolist()
+
+
+def test_tokens_count_as_said_up_to_the_first_error():
+    logits = torch.nn.functional.one_hot(torch.tensor([[1, 2, 0, 3], [1, 1, 1, 1]]), 5).float()
+    assert capacity.said_exactly(logits, torch.tensor([[1, 2, 3, 3], [1, 1, -1, -1]])).tolist() == [2, 2]
+
+
+def test_capacity_is_measured_for_soft_tokens_and_for_ideas(monkeypatch, drawn):
+    monkeypatch.setattr(capacity, "STEPS", 3)
+    found, printed = experiment("capacity")
+    rows = found["capacity"]
+    assert [row["numbers"] for row in rows.values()] == [24, 96, 384, 64, 256, 512, 16] and found["n"] == 4
+    assert all(row["at_first"]["mean"] <= row["said"]["mean"] for row in rows.values())
+    assert "an idea of 16, trained expansion" in printed and len(drawn["capacity.png"].axes[0].lines) == len(rows)

@@ -22,7 +22,7 @@ def run(model: LatentStack, pairs: list[Pair], config: EvalConfig) -> dict:
     references, z_in = [p.target for p in pairs], model.encode([p.input for p in pairs])
     torch.manual_seed(config.seed)
     random_middle = Middle(model.config).to(z_in.device).eval()
-    ideas = {"trained": model.think(z_in), "identity": z_in, "random": random_middle(z_in)}
+    ideas = {"trained": model.think(z_in), "identity": z_in, "random": model.think(z_in, random_middle)}
 
     result, texts = {"n": len(pairs)}, {}
     for name, z_out in ideas.items():

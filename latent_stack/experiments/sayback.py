@@ -1,0 +1,57 @@
+"""Is a held-out sentence said back exactly, from its own ideas alone? Beside another sentence's ideas (control)."""
+
+import torch
+
+from common.options import UserError
+from common.stats import bootstrap_mean, wilson
+from latent_stack.config import EvalConfig
+from latent_stack.experiments.measures import derangement, lower_case_words, recall_of, rouge_of
+from latent_stack.model import LatentStack
+from latent_stack.pairs import Pair
+from latent_stack.pretrain import of_length
+
+
+def plain(text: str) -> str:
+    """A text without what an uncased encoder cannot know: its case, and its blanks."""
+    return "".join(text.lower().split())
+
+
+def measure(said: list[str], texts: list[str], lower_case: set[str], seed: int) -> dict:
+    """N and N texts -> fractions, each with its 95% interval."""
+    exact = {
+        "exact": [a.split() == b.split() for a, b in zip(said, texts, strict=True)],
+        "exact_but_for_case": [plain(a) == plain(b) for a, b in zip(said, texts, strict=True)],
+    }
+    found = {name: {"mean": sum(x) / len(x), "ci95": wilson(sum(x), len(x))} for name, x in exact.items()}
+    recall = {f"recall_{kind}": x for kind, x in recall_of(said, texts, lower_case).items() if len(x)}
+    scores = recall | {"rougeL": rouge_of(said, texts)["rougeL"]}
+    return found | {name: bootstrap_mean(x, seed) | {"n": len(x)} for name, x in scores.items()}
+
+
+@torch.no_grad()
+def run(model: LatentStack, pairs: list[Pair], config: EvalConfig) -> dict:
+    short = of_length(pairs, model, model.config.max_target)
+    if len(short) < 10:
+        raise UserError(f"{len(short)} sentences of 3 to {model.config.max_target} tokens: 10 or more are needed")
+    texts = [p.target for p in short]
+    said = model.rewrite(texts)
+    lower_case = lower_case_words(texts)
+    others = [said[i] for i in derangement(len(texts), config.seed)]
+    result = {
+        "n": len(texts),
+        "longest": model.config.max_target,
+        "own": measure(said, texts, lower_case, config.seed),
+        "shuffled": measure(others, texts, lower_case, config.seed),
+        "examples": [{"text": a, "said": b} for a, b in zip(texts, said, strict=True)][:20],
+    }
+    print(f"{len(texts):,} sentences of 3 to {model.config.max_target} tokens, {len(pairs) - len(short):,} longer")
+    for name, found in result["own"].items():
+        own, other = (
+            f"{row[name]['mean']:6.1%} ({row[name]['ci95'][0]:.1%} to {row[name]['ci95'][1]:.1%})"
+            for row in (result["own"], result["shuffled"])
+        )
+        n = found.get("n", len(texts))
+        print(f"  {name.replace('_', ' '):<20}{own:<28}mismatched ideas (control) {other:<28}n {n}")
+    for row in result["examples"][:5]:
+        print(f"\n  {row['text']}\n  {row['said']}".rstrip())
+    return result

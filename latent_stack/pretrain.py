@@ -1,0 +1,115 @@
+"""Say it back: text → ideas → the same text, before the task (ICAE, xRAG and 500xCompressor all begin so).
+
+    words      soft token p is to be token p of the text, without the language model, which costs far more
+    pretrain   the language model says the text
+
+Either is a run of the shared loop in a folder of the run, RUN/words and RUN/pretrain, short sentences first: --resume
+finds the first that is not finished. RUN/pretrain can be evaluated, and another task can begin there (--init).
+"""
+
+import random
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+
+from common.batching import epoch_order, make_batches
+from common.checkpoint import is_started, read_weights, write_json
+from common.device import Device, Distributed
+from common.log import last_metrics
+from common.loop import fit
+from common.options import UserError
+from latent_stack.config import StackConfig
+from latent_stack.data import TokenizedDataset
+from latent_stack.losses import WordsInOrder
+from latent_stack.model import LatentStack
+from latent_stack.pairs import Pair, load_pairs
+
+STAGES = ("words", "pretrain")
+N_VAL = 200  # sentences of the validation loss
+WORDS_BATCH = 64  # sentences of a step without the language model
+
+
+def of_length(pairs: list[Pair], model: LatentStack, longest: int) -> list[Pair]:
+    """Those whose target has 3 to `longest` tokens."""
+    ids = model.backbones.lm_tokenizer([p.target for p in pairs], add_special_tokens=False)["input_ids"]
+    return [p for p, row in zip(pairs, ids, strict=True) if 3 <= len(row) <= longest]
+
+
+def stage_configs(config: StackConfig) -> list[StackConfig]:
+    """The two stages as runs of their own: said back is what --dataset texts has."""
+    common = dict(dataset="texts", data_dir=config.pretrain, pretrain="", max_target=config.pretrain_tokens)
+    common |= dict(max_steps=0, eval_every=0, max_new_tokens=config.pretrain_tokens + 4)
+    folders = {name: str(Path(config.run) / name) for name in STAGES}
+    words = replace(config, run=folders["words"], epochs=config.pretrain_words, batch_size=WORDS_BATCH, **common)
+    return [words, replace(config, run=folders["pretrain"], epochs=1, **common)]
+
+
+def staged(data: TokenizedDataset, config: StackConfig, distributed: Distributed, n_steps: int = 0):
+    """As `make_batches`, the first pass short sentences first; of a pass n_steps are taken, evenly spread (0: all)."""
+    steps_per_epoch, batches = make_batches(data, config, distributed.rank, distributed.world)
+    first = epoch_order(data.length, config.batch_size, config.seed, 0)
+    by_length = np.argsort([data.length[index].mean() for index in first], kind="stable")
+    n_steps = min(n_steps, steps_per_epoch) or steps_per_epoch
+    taken = by_length[np.linspace(0, steps_per_epoch - 1, n_steps).round().astype(int)]
+    return n_steps, lambda epoch, k: batches(epoch, taken[k] if epoch == 0 else k)
+
+
+def without_language_model(batches):
+    return lambda epoch, k: (replace(batch, words_only=True) for batch in batches(epoch, k))
+
+
+def say_back(model: LatentStack, config: StackConfig, validate, device: Device, distributed: Distributed) -> None:
+    """Train both stages, each from where its folder has it; `validate(model, data)` gives the losses of a split."""
+    backbones, (words, said) = model.backbones, stage_configs(config)
+    pairs = load_pairs(replace(said, n_train=0))
+    train = of_length(pairs["train"], model, config.pretrain_tokens)
+    if config.pretrain_texts:
+        train = random.Random(config.seed).sample(train, min(config.pretrain_texts, len(train)))
+    val = of_length(pairs["val"], model, config.pretrain_tokens)[:N_VAL]
+    if not train or not val:
+        raise UserError(f"--pretrain {config.pretrain}: no sentences of 3 to {config.pretrain_tokens} tokens")
+    train, val = (TokenizedDataset(part, backbones, said, "sentences") for part in (train, val))
+    if config.cache:
+        train.cache()
+        val.cache()
+    model.bag_of_words = WordsInOrder(train.targets, backbones.lm)
+    distributed.print(f"saying back {len(train):,} sentences of 3 to {config.pretrain_tokens} tokens")
+
+    if not any(is_started(stage.run) for stage in (words, said)):
+        if distributed.main:  # so that --resume knows what it resumes
+            write_json(Path(config.run) / "config.json", asdict(config))
+        if not config.init:
+            model.standardise(train)
+    for stage, n_steps in ((words, 0), (said, config.pretrain_steps)):
+        if stage is words and not (config.pretrain_words and config.words_weight):
+            continue
+        Path(stage.run).mkdir(exist_ok=True)
+        n_steps, batches = staged(train, stage, distributed, n_steps)
+        summary = fit(
+            model,
+            n_steps,
+            without_language_model(batches) if stage is words else batches,
+            replace(stage, resume=is_started(stage.run)),
+            validate=None if stage is words else lambda model: validate(model, val),
+            distributed=distributed,
+            device=device,
+            resume_options=f"--run {config.run} --resume",
+        )
+        if distributed.main:
+            found = {"n_params": model.n_params(), "n_texts": len(train), **summary, **last_metrics(stage.run)}
+            write_json(Path(stage.run) / "summary.json", found)
+    model.bag_of_words = None
+
+
+def begin_from(model: LatentStack, run: str) -> None:
+    """--init: the trained weights of another run; a UserError if they are of another shape."""
+    path = Path(run) / "model.safetensors"
+    if not path.is_file():
+        raise UserError(f"--init {run}: no model.safetensors there; it is the folder of a trained run")
+    found, expected = read_weights(path, "cpu"), model.state_dict()
+    for name in sorted(found.keys() | expected.keys()):
+        shapes = [tuple(x[name].shape) if name in x else None for x in (found, expected)]
+        if shapes[0] != shapes[1]:
+            raise UserError(f"--init {run}: {name} has shape {shapes[0]}, this run's {shapes[1]}")
+    model.load_state_dict(found)

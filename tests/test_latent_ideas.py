@@ -1,0 +1,185 @@
+"""Several ideas of a text, and saying texts back before the task: the set, the stages, resume, what is measured."""
+
+import shutil
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import call, same, weights
+from latent_tiny import PAIRS, TEXTS, _temporary, options, tiny_stack, tokenized, trained_run
+
+from common.checkpoint import read_json
+from common.options import UserError
+from latent_stack import evaluate, train
+from latent_stack.experiments import sayback
+from latent_stack.experiments.neighbours import vectors_of
+from latent_stack.losses import WordsInOrder
+from latent_stack.model import load_run
+from latent_stack.pairs import sentences, texts_from
+
+SEVERAL = dict(ideas=4, prefix_len=8)
+
+# ------------------------------------------------------------------------------------ the set of ideas
+
+
+@pytest.mark.parametrize("middle", ["mlp", "residual", "transformer", "gru", "identity"])
+def test_texts_become_several_ideas_become_a_prefix_become_texts(middle):
+    model = tiny_stack(middle=middle, **SEVERAL)
+    z_in = model.encode(TEXTS[:3])
+    z_out = model.think(z_in)
+    assert z_in.shape == z_out.shape == (3, 4 * 16) and model.prefix(z_out).shape == (3, 8, 24)
+    assert torch.equal(z_in, z_out) == (middle == "identity")
+    assert model.generate(z_out, 4) == model.generate(z_out, 4)
+
+
+def test_padding_and_order_do_not_change_a_set_of_ideas():
+    model = tiny_stack(**SEVERAL)
+    model.standardise(tokenized(PAIRS[:8], model))
+    texts = [TEXTS[0], "Ana has 2 coins.", TEXTS[1]]
+    alone = torch.cat([model.encode([text]) for text in texts])
+    assert torch.allclose(model.encode(texts), alone, atol=1e-5)
+    ideas = alone.view(3, 4, 16)
+    assert all(not torch.allclose(ideas[:, i], ideas[:, 0], atol=1e-3) for i in (1, 2, 3)), "all queries read the same"
+
+
+@pytest.mark.parametrize("middle", ["mlp", "transformer"])
+def test_an_idea_has_soft_tokens_of_its_own_and_the_transformer_alone_mixes_ideas(middle):
+    model = tiny_stack(middle=middle, **SEVERAL)
+    z = model.encode(TEXTS[:1]).requires_grad_()
+    prefix = model.prefix(model.think(z)).view(4, 2, 24)  # two soft tokens an idea
+    reaches = [torch.autograd.grad(part.sum(), z, retain_graph=True)[0].view(4, 16).abs().sum(1) > 0 for part in prefix]
+    expected = torch.ones(4, 4) if middle == "transformer" else torch.eye(4)
+    assert torch.equal(torch.stack(reaches), expected.bool())
+
+
+def test_an_untrained_reading_stands_beside_that_of_several_ideas():
+    model = tiny_stack(**SEVERAL)
+    found = vectors_of(model, TEXTS[:4])
+    assert torch.allclose(found["z_in"], model.encode(TEXTS[:4]), atol=1e-5)
+    assert not torch.allclose(found["z_in"], found["z_in, untrained"], atol=1e-2)
+
+
+@pytest.mark.parametrize("changes", [dict(ideas=3), dict(ideas=5, latent_dim=12)])
+def test_ideas_that_do_not_fit_the_prefix_are_refused(changes):
+    with pytest.raises(UserError, match="--ideas . needs a multiple"):
+        tiny_stack(**changes)
+
+
+# -------------------------------------------------------------------------------------- words in order
+
+
+def test_the_words_in_order_are_the_likelihood_of_each_token_by_its_own_soft_token(monkeypatch):
+    model = tiny_stack(**SEVERAL)
+    data = tokenized(PAIRS[:4], model)
+    loss, batch = WordsInOrder(data.targets, model.backbones.lm), data.batch([0, 2])
+    monkeypatch.setattr(loss, "N_OTHERS", 0)
+    prefix = model.prefix_of(batch).detach()
+    embedding, total = model.backbones.lm.get_input_embeddings().weight, 0.0
+    firsts = [data.targets[i][1:9] for i in (0, 2)]
+    seen = sorted({i for ids in firsts for i in ids})
+    for row, ids in zip(prefix, firsts, strict=True):
+        for soft_token, i in zip(row, ids, strict=False):
+            logits = 30 * torch.cosine_similarity(soft_token[None], embedding[seen])
+            total -= logits.log_softmax(0)[seen.index(i)].item()
+    assert loss(prefix, batch.tokens).item() == pytest.approx(total, rel=1e-4)
+    perfect = model.backbones.embed(batch.tokens[:, 1:9].clamp(min=0))
+    assert loss(perfect, batch.tokens) < 0.1 * total < loss(perfect.roll(1, 1), batch.tokens)
+
+
+# ----------------------------------------------------------------------------------------- plain texts
+
+
+def texts_folder(folder: Path) -> Path:
+    """Texts of two kinds, and a test file that repeats one of their sentences."""
+    (folder / "more").mkdir(parents=True)
+    (folder / "a.txt").write_text("\n".join(p.input for p in PAIRS), encoding="utf-8")
+    (folder / "more" / "b.jsonl").write_text('{"question": "Is it late? It is."}\n{"none": 1}\n', encoding="utf-8")
+    tested = [TEXTS[0], *(p.target for p in PAIRS[:20])]
+    (folder / "more" / "test.txt").write_text("\n".join(tested), encoding="utf-8")
+    return folder
+
+
+def test_plain_texts_are_read_as_sentences_and_a_test_file_stays_apart(tmp_path):
+    assert sentences("Hi there! It is 3.5 m.\nBye") == ["Hi there!", "It is 3.5 m.", "Bye"]
+    splits = texts_from(texts_folder(tmp_path / "x"))
+    trained = {p.input for p in (*splits["train"], *splits["validation"])}
+    assert {"Is it late?", "It is.", *sentences(TEXTS[1])} <= trained
+    assert set(sentences(TEXTS[0])) <= {p.input for p in splits["test"]}
+    assert all(p.input == p.target for split in splits.values() for p in split)
+    one_file = texts_from(tmp_path / "x" / "a.txt")
+    assert min(len(split) for split in one_file.values()) > 3
+    with pytest.raises(UserError, match="no texts for training"):
+        texts_from(tmp_path / "nothing")
+
+
+# ---------------------------------------------------------------------------------------- the stages
+
+
+def words_for(run: Path, folder: Path) -> list:
+    small = "--ideas 4 --prefix-len 8 --pretrain-words 2 --pretrain-steps 4 --pretrain-tokens 12 --save-every 2"
+    return [*options(run), *small.split(), "--dropout", "0.1", "--pretrain", folder]
+
+
+@cache
+def said_back() -> Path:
+    """A run with both stages before the task."""
+    folder = Path(_temporary("said-back"))
+    call(train, *words_for(folder / "run", texts_folder(folder / "texts")))
+    return folder / "run"
+
+
+def test_one_command_says_texts_back_and_then_learns_the_task():
+    words, said, task = (read_json(said_back() / stage / "summary.json") for stage in ("words", "pretrain", "."))
+    assert words["epochs"] == 2 and said["steps"] == 4 and task["steps"] == 12 and said["val_loss_shuffled"] > 0
+    first, last = (weights(said_back() / stage) for stage in ("words", "pretrain"))
+    lora = [name for name in first if "lora_B" in name]
+    assert all(first[name].abs().max() == 0 for name in lora), "the language model took part in the first stage"
+    assert not same(first, last) and not same(last, weights(said_back()))
+    assert load_run(said_back() / "pretrain").config.dataset == "texts"
+
+
+@pytest.mark.parametrize("killed_in", ["words", "pretrain", "between", "."])
+def test_a_run_killed_in_any_stage_resumes_bit_for_bit(tmp_path, killed_in):
+    run, stages = tmp_path / "run", ["words", "pretrain", "."]
+    shutil.copytree(said_back(), run)
+    reached = 1 if killed_in == "between" else stages.index(killed_in)
+    for stage in stages[reached + 1 :]:  # what had not begun
+        for name in ("state.pt", "state.previous.pt", "model.safetensors", "summary.json", "log.jsonl"):
+            (run / stage / name).unlink(missing_ok=True)
+    if killed_in != "between":
+        (run / stages[reached] / "state.previous.pt").replace(run / stages[reached] / "state.pt")
+    call(train, "--run", run, "--resume")
+    assert same(weights(said_back()), weights(run))
+
+
+def test_another_run_begins_where_one_ended_if_it_has_its_shape(tmp_path):
+    words = [*options(tmp_path / "run"), "--ideas", 4, "--prefix-len", 8, "--init", said_back() / "pretrain"]
+    call(train, *words, "--max-steps", 1, "--words-epochs", 0, "--lr", "0")
+    assert same(weights(tmp_path / "run"), weights(said_back() / "pretrain"))
+    done = call(train, *options(tmp_path / "other"), "--init", said_back() / "pretrain", check=False)
+    assert done.returncode and "has shape" in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    done = call(train, *options(tmp_path / "other"), "--init", tmp_path, check=False)
+    assert done.returncode and "no model.safetensors there" in done.stderr
+
+
+# --------------------------------------------------------------------------------------- what is said
+
+
+def test_a_sentence_counts_as_said_back_if_it_is_the_same_beside_another_sentences_ideas():
+    texts = ["Ana has two coins.", "Ben  sold one.", "it is late"]
+    found = sayback.measure(["Ana has two coins.", "ben sold one .", "late"], texts, {"one", "it", "late"}, 0)
+    assert found["exact"]["mean"] == pytest.approx(1 / 3) and found["exact_but_for_case"]["mean"] == pytest.approx(
+        2 / 3
+    )
+    assert found["recall_names"]["mean"] == 0.5 and found["recall_names"]["n"] == 2
+
+    done = call(evaluate, "--run", said_back() / "pretrain", "--what", "sayback", "--limit", 24)
+    result = read_json(said_back() / "pretrain" / "sayback.json")
+    assert result["own"].keys() == result["shuffled"].keys() and result["longest"] == 12
+    assert f"{result['n']} sentences of 3 to 12 tokens" in done.stdout
+
+
+def test_one_idea_is_what_it_was():
+    """A run of before has no --ideas in its config.json."""
+    assert load_run(trained_run().run).config.ideas == 1
