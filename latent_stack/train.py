@@ -5,7 +5,8 @@
     python -m latent_stack.train --preset phase1                      ModernBERT, GPT-2 and SAMSum from the Hub
     python -m latent_stack.train --run out/latent-quick --resume      continue
 
-With --pretrain texts are first said back (latent_stack/pretrain.py). A few passes with the bag-of-words loss alone, then the loop of all systems, then ROUGE on the test split.
+With --pretrain, texts are said back before all else (latent_stack/pretrain.py). A few passes follow with the
+bag-of-words loss alone, then the loop of all systems, then ROUGE on the test split.
 
 A run is a folder as everywhere: config.json (with the backbones' names and revisions), model.safetensors (what was
 trained, and the mean and standard deviation of pooled texts), best/, state.pt, log.jsonl, loss_curve.png, summary.json.
