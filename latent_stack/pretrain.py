@@ -26,7 +26,7 @@ from latent_stack.model import LatentStack
 from latent_stack.pairs import Pair, load_pairs
 
 STAGES = ("words", "pretrain")
-N_VAL = 200  # sentences of the validation loss
+N_VAL = 100  # sentences of the validation loss
 WORDS_BATCH = 64  # sentences of a step without the language model
 
 
