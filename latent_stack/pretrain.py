@@ -38,11 +38,11 @@ def of_length(pairs: list[Pair], model: LatentStack, longest: int) -> list[Pair]
 
 def stage_configs(config: StackConfig) -> list[StackConfig]:
     """The two stages as runs of their own: said back is what --dataset texts has."""
-    common = dict(dataset="texts", data_dir=config.pretrain, pretrain="", max_target=config.pretrain_tokens)
-    common |= dict(max_steps=0, eval_every=0, max_new_tokens=config.pretrain_tokens + 4)
+    same = dict(dataset="texts", data_dir=config.pretrain, pretrain="", max_target=config.pretrain_tokens)
+    same |= dict(max_steps=0, eval_every=0, max_new_tokens=config.pretrain_tokens + 4)
     folders = {name: str(Path(config.run) / name) for name in STAGES}
-    words = replace(config, run=folders["words"], epochs=config.pretrain_words, batch_size=WORDS_BATCH, **common)
-    return [words, replace(config, run=folders["pretrain"], epochs=1, **common)]
+    words = replace(config, run=folders["words"], epochs=config.pretrain_words, batch_size=WORDS_BATCH, **same)
+    return [words, replace(config, run=folders["pretrain"], epochs=1, **same)]
 
 
 def staged(data: TokenizedDataset, config: StackConfig, distributed: Distributed, n_steps: int = 0):

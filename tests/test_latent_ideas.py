@@ -17,6 +17,7 @@ from latent_stack.experiments.neighbours import vectors_of
 from latent_stack.losses import WordsInOrder
 from latent_stack.model import load_run
 from latent_stack.pairs import sentences, texts_from
+from latent_stack.refine import distances, refined
 
 SEVERAL = dict(ideas=4, prefix_len=8)
 
@@ -178,6 +179,16 @@ def test_a_sentence_counts_as_said_back_if_it_is_the_same_beside_another_sentenc
     result = read_json(said_back() / "pretrain" / "sayback.json")
     assert result["own"].keys() == result["shuffled"].keys() and result["longest"] == 12
     assert f"{result['n']} sentences of 3 to 12 tokens" in done.stdout
+
+
+def test_rounds_of_refining_never_take_what_is_said_farther_from_the_text():
+    model = load_run(said_back() / "pretrain")
+    z = model.encode(TEXTS[:6])
+    texts, distance = refined(model, z, 3)
+    assert texts[0] == model.generate(model.think(z)) and len(texts) == 4 and distance.shape == (4, 6)
+    assert (distance[1:] <= distance[:-1]).all()
+    assert torch.allclose(distances(model, texts[-1], z)[1], distance[-1], atol=1e-5)
+    assert distances(model, ["", *TEXTS[1:6]], z)[1].tolist() == pytest.approx([1, 0, 0, 0, 0, 0], abs=1e-5)
 
 
 def test_one_idea_is_what_it_was():

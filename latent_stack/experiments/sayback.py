@@ -9,6 +9,7 @@ from latent_stack.experiments.measures import derangement, lower_case_words, rec
 from latent_stack.model import LatentStack
 from latent_stack.pairs import Pair
 from latent_stack.pretrain import of_length
+from latent_stack.refine import refined
 
 
 def plain(text: str) -> str:
@@ -34,7 +35,8 @@ def run(model: LatentStack, pairs: list[Pair], config: EvalConfig) -> dict:
     if len(short) < 10:
         raise UserError(f"{len(short)} sentences of 3 to {model.config.max_target} tokens: 10 or more are needed")
     texts = [p.target for p in short]
-    said = model.rewrite(texts)
+    by_round, distance = refined(model, model.encode(texts), config.refine)
+    said = by_round[0]
     lower_case = lower_case_words(texts)
     others = [said[i] for i in derangement(len(texts), config.seed)]
     result = {
@@ -42,6 +44,10 @@ def run(model: LatentStack, pairs: list[Pair], config: EvalConfig) -> dict:
         "longest": model.config.max_target,
         "own": measure(said, texts, lower_case, config.seed),
         "shuffled": measure(others, texts, lower_case, config.seed),
+        "refined": [
+            measure(words, texts, lower_case, config.seed) | {"distance": float(row.mean())}
+            for words, row in zip(by_round, distance, strict=True)
+        ],
         "examples": [{"text": a, "said": b} for a, b in zip(texts, said, strict=True)][:20],
     }
     print(f"{len(texts):,} sentences of 3 to {model.config.max_target} tokens, {len(pairs) - len(short):,} longer")
@@ -52,6 +58,8 @@ def run(model: LatentStack, pairs: list[Pair], config: EvalConfig) -> dict:
         )
         n = found.get("n", len(texts))
         print(f"  {name.replace('_', ' '):<20}{own:<28}mismatched ideas (control) {other:<28}n {n}")
+    for r, found in enumerate(result["refined"] if config.refine else ()):
+        print(f"  {r} rounds: {found['exact']['mean']:.1%} exact, distance of the ideas {found['distance']:.3f}")
     for row in result["examples"][:5]:
         print(f"\n  {row['text']}\n  {row['said']}".rstrip())
     return result
