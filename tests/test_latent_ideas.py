@@ -177,8 +177,16 @@ def test_a_sentence_counts_as_said_back_if_it_is_the_same_beside_another_sentenc
 
     done = call(evaluate, "--run", said_back() / "pretrain", "--what", "sayback", "--limit", 24)
     result = read_json(said_back() / "pretrain" / "sayback.json")
-    assert result["own"].keys() == result["shuffled"].keys() and result["longest"] == 12
+    assert result["own"].keys() == result["shuffled"].keys() == result["soft_tokens"].keys()
+    assert result["longest"] == 12
     assert f"{result['n']} sentences of 3 to 12 tokens" in done.stdout
+
+
+def test_soft_tokens_are_spelled_as_the_tokens_nearest_to_them_up_to_the_end():
+    model = tiny_stack()
+    ids = tokenized(PAIRS[:1], model).targets[0][1:5]
+    rows = torch.tensor([[*ids, model.backbones.eos, 7]])
+    assert sayback.spelled(model, 3 * model.backbones.embed(rows)) == [model.backbones.lm_tokenizer.decode(ids)]
 
 
 def test_rounds_of_refining_never_take_what_is_said_farther_from_the_text():

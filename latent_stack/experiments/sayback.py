@@ -1,6 +1,13 @@
-"""Is a held-out sentence said back exactly, from its own ideas alone? Beside another sentence's ideas (control)."""
+"""Is a held-out sentence said back exactly, from its own ideas alone?
+
+own          by the language model
+shuffled     the same from another sentence's ideas (control)
+soft_tokens  without it: each soft token read as the token with the nearest embedding, as RUN/words trains them
+"""
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from common.options import UserError
 from common.stats import bootstrap_mean, wilson
@@ -29,13 +36,25 @@ def measure(said: list[str], texts: list[str], lower_case: set[str], seed: int) 
     return found | {name: bootstrap_mean(x, seed) | {"n": len(x)} for name, x in scores.items()}
 
 
+def spelled(model: LatentStack, prefix: Tensor) -> list[str]:
+    """Soft tokens (B, P, E) -> B texts: the tokens with the nearest embeddings, up to EOS."""
+    backbones, texts = model.backbones, []
+    words = F.normalize(backbones.lm.get_input_embeddings().weight.float(), dim=-1)  # (V, E)
+    for row in prefix:  # one at a time: (P, V)
+        ids = (F.normalize(row.float(), dim=-1) @ words.T).argmax(-1).tolist()
+        ids = ids[: ids.index(backbones.eos)] if backbones.eos in ids else ids
+        texts.append(backbones.lm_tokenizer.decode(ids, skip_special_tokens=True).strip())
+    return texts
+
+
 @torch.no_grad()
 def run(model: LatentStack, pairs: list[Pair], config: EvalConfig) -> dict:
     short = of_length(pairs, model, model.config.max_target)
     if len(short) < 10:
         raise UserError(f"{len(short)} sentences of 3 to {model.config.max_target} tokens: 10 or more are needed")
     texts = [p.target for p in short]
-    by_round, distance = refined(model, model.encode(texts), config.refine)
+    z_in = model.encode(texts)
+    by_round, distance = refined(model, z_in, config.refine)
     said = by_round[0]
     lower_case = lower_case_words(texts)
     others = [said[i] for i in derangement(len(texts), config.seed)]
@@ -44,6 +63,7 @@ def run(model: LatentStack, pairs: list[Pair], config: EvalConfig) -> dict:
         "longest": model.config.max_target,
         "own": measure(said, texts, lower_case, config.seed),
         "shuffled": measure(others, texts, lower_case, config.seed),
+        "soft_tokens": measure(spelled(model, model.prefix(model.think(z_in))), texts, lower_case, config.seed),
         "refined": [
             measure(words, texts, lower_case, config.seed) | {"distance": float(row.mean())}
             for words, row in zip(by_round, distance, strict=True)
@@ -51,13 +71,14 @@ def run(model: LatentStack, pairs: list[Pair], config: EvalConfig) -> dict:
         "examples": [{"text": a, "said": b} for a, b in zip(texts, said, strict=True)][:20],
     }
     print(f"{len(texts):,} sentences of 3 to {model.config.max_target} tokens, {len(pairs) - len(short):,} longer")
+    print(f"{'':<22}{'by the language model':<28}{'mismatched ideas (control)':<28}soft tokens alone")
     for name, found in result["own"].items():
-        own, other = (
-            f"{row[name]['mean']:6.1%} ({row[name]['ci95'][0]:.1%} to {row[name]['ci95'][1]:.1%})"
-            for row in (result["own"], result["shuffled"])
-        )
-        n = found.get("n", len(texts))
-        print(f"  {name.replace('_', ' '):<20}{own:<28}mismatched ideas (control) {other:<28}n {n}")
+        cells = [
+            f"{row[name]['mean']:.1%} ({row[name]['ci95'][0]:.1%} to {row[name]['ci95'][1]:.1%})"
+            for row in (result["own"], result["shuffled"], result["soft_tokens"])
+        ]
+        about = f"n {found.get('n', len(texts))}"
+        print(f"  {name.replace('_', ' '):<20}{cells[0]:<28}{cells[1]:<28}{cells[2]:<28}{about}")
     for r, found in enumerate(result["refined"] if config.refine else ()):
         print(f"  {r} rounds: {found['exact']['mean']:.1%} exact, distance of the ideas {found['distance']:.3f}")
     for row in result["examples"][:5]:
