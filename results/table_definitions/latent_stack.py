@@ -5,7 +5,6 @@ from collections.abc import Callable
 from results.tables import get, interval, load, number, table, with_ci
 
 QUICK, PARAPHRASE = "latent-quick/summaries.json", "latent-paraphrase/summaries.json"
-CAPACITY = "latent-capacity/capacity.json"
 SETTINGS = {
     "base": "base: LoRA on the language model, bag of words, 256-d idea, mean pooling, MLP of 2 layers",
     "no middle model": "no middle model",
@@ -170,16 +169,6 @@ def memory() -> str:
     return table(["8 texts of 256 tokens", "peak in fp32, GiB", "half precision, estimate, GiB"], rows)
 
 
-def capacity() -> str:
-    rows = []
-    for name, found in get(CAPACITY, "capacity").items():
-        fractions = [number(found[key]["mean"], ".0%") for key in ("at_first", "said")]
-        steps = f"{min(found['steps_needed'])} to {max(found['steps_needed'])}"
-        rows.append([name, f"{found['numbers']:,}", *fractions, number(found["whole"], ".0%"), steps])
-    header = ["what is optimised", "numbers", "tokens said exactly, step 0", "at last", "texts said whole", "steps"]
-    return table(header, rows)
-
-
 TABLES: dict[str, Callable[[], str]] = {
     "latent-verdicts": verdicts,
     "latent-summaries": summaries,
@@ -192,5 +181,4 @@ TABLES: dict[str, Callable[[], str]] = {
     "latent-settings-rouge": settings_rouge,
     "latent-neighbours": neighbours,
     "latent-memory": memory,
-    "latent-capacity": capacity,
 }
