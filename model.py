@@ -308,6 +308,7 @@ NanoJEPA.card = Card(
     "that latent into words.",
     figures=(
         ("exact_match", "exact match, decoded", "constant_from_train", "always the majority training answer"),
+        ("exact_match", "exact match, decoded", "majority_program_exact_match", "always the majority program"),
         ("retrieval_at_1", "the nearest answer latent is the correct one", "", ""),
         ("cos_own", "cosine to the own answer's latent", "cos_other", "to another answer's"),
     ),

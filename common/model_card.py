@@ -35,13 +35,13 @@ def code_version() -> str:
 
 
 def figures_of(card: Card, summary: dict) -> str:
-    """A table of what summary.json has, each figure beside its control."""
+    """A table of what summary.json has, each figure beside its control if it was measured."""
     rows = []
     for key, name, control, control_name in card.figures:
-        if summary.get(key) is not None:
+        if summary.get(key) is not None and (not control or summary.get(control) is not None):
             low, high = summary.get(f"{key}_ci95") or (None, None)
             interval = "" if low is None else f" (95% interval {low:.3f} to {high:.3f})"
-            beside = f"{summary[control]:.3f} ({control_name})" if summary.get(control) is not None else ""
+            beside = f"{summary[control]:.3f} ({control_name})" if control else ""
             rows.append(f"| {name} | {summary[key]:.3f}{interval} | {beside} |")
     if not rows:
         return "No figures: this checkpoint was saved without the summary.json of its run."
