@@ -15,9 +15,11 @@ is remembered, no other model is asked. Neither the server nor the page sends an
 import os
 import sys
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from common.device import resolve_device
-from common.options import UserError, opt, parse, run_main
+from common.options import UserError, ask_each, opt, parse, run_main
 from common.serving import launch
 from demo import answer, page
 
@@ -35,37 +37,44 @@ class DemoConfig:
     device: str = opt("auto", "auto, cpu, cuda, cuda:N or mps; auto takes the best one present")
 
 
-def inputs(ask: str) -> list[str]:
-    """--ask -> the text, or with - every line of standard input."""
-    found = [line.strip() for line in sys.stdin if line.strip()] if ask == "-" else [ask]
-    if not found:
-        raise UserError("--ask - : no question on standard input")
-    return found
+def load(runs: dict[str, str], config: DemoConfig) -> dict[str, Any]:
+    """{system: run} -> {system: its loaded tab}. A run that was not asked for by name and cannot be loaded is left out
+    and reported."""
+    device, loaded = resolve_device(config.device).device, {}
+    for system, run in runs.items():
+        if len(runs) > 1:  # a frozen language model takes a while
+            print(f"loading {run}", file=sys.stderr, flush=True)
+        try:
+            loaded[system] = page.tab_of(run).load(run, config.data_dir, device)
+        except UserError as error:
+            if config.run:
+                raise
+            print(f"{run} is left out: {error}", file=sys.stderr)
+    if not loaded:
+        raise UserError("none of the runs under out/ could be loaded")
+    if config.compare:
+        loaded[answer.SYSTEM] = answer.compared(loaded[answer.SYSTEM], config.compare, config.data_dir, device)
+    return loaded
 
 
 def main(argv: list[str] | None = None) -> None:
-    config, _ = parse(DemoConfig, {}, __doc__.split("\n\n")[0], argv)
+    config, _ = parse(DemoConfig, {}, __doc__, argv)
     os.environ["HF_DATASETS_OFFLINE"] = "1"  # GSM8K from the local cache or --data-dir; the demo downloads no data
     runs = {page.system_of(config.run): config.run} if config.run else page.newest_runs()
-    device = resolve_device(config.device).device
-    loaded = {}
-    for system, run in runs.items():
-        tab = page.tab_of(run)
-        if len(runs) > 1:  # a frozen language model takes a while
-            print(f"loading {run}", file=sys.stderr, flush=True)
-        loaded[system] = tab.load(run, config.data_dir, device)
-        if config.ask:
-            for text in inputs(config.ask):
-                print(tab.ask(loaded[system], text), flush=True)
-            return
-    if config.compare:
-        if answer.SYSTEM not in loaded or page.system_of(config.compare) != answer.SYSTEM:
-            raise UserError(f"--compare {config.compare}: needs two runs of nanoJEPA")
-        loaded[answer.SYSTEM] = answer.compared(loaded[answer.SYSTEM], config.compare, config.data_dir, device)
+    if config.data_dir and not config.run:
+        raise UserError("--data-dir is the data of one run; name it with --run")
+    if config.compare and (config.ask or answer.SYSTEM not in runs or page.system_of(config.compare) != answer.SYSTEM):
+        raise UserError(f"--compare {config.compare} is for the page, and for two runs of nanoJEPA")
+    if config.ask:
+        first = dict(list(runs.items())[:1])
+        ((system, tab),) = load(first, config).items()
+        return ask_each(config.ask, partial(page.tab_of(first[system]).ask, tab))
+    loaded = load(runs, config)
     max_bytes = 4096 + 12 * max(tab.max_characters for tab in loaded.values())  # JSON: 12 bytes a character at most
     built = page.build(loaded)
     url = launch(built, config.host, config.port, page.css(), max_bytes)
-    print(f"{', '.join(runs.values())} answer{'s' if len(runs) == 1 else ''} at {url} (Ctrl-C ends it)", flush=True)
+    names = [tab.run for tab in loaded.values()]
+    print(f"{', '.join(names)} answer{'s' if len(names) == 1 else ''} at {url} (Ctrl-C ends it)", flush=True)
     built.block_thread()
 
 

@@ -15,6 +15,7 @@ import re
 import shutil
 import sys
 import textwrap
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -287,6 +288,23 @@ def resumed(config, given: frozenset, saved):
             )
     changes = {name: getattr(config, name) for name in given & config.RESUMABLE}
     return replace(saved, **changes | {"resume": True, "run": config.run})
+
+
+def ask_each(text: str, answer: Callable[[str], str]) -> None:
+    """--ask: print the answer to a text, or with - to every line of standard input; the lines that are refused are
+    reported with their numbers when the others have been answered."""
+    if text != "-":
+        return print(answer(text), flush=True)
+    lines, refused = [(i, line.strip()) for i, line in enumerate(sys.stdin, 1) if line.strip()], []
+    for i, line in lines:
+        try:
+            print(answer(line), flush=True)
+        except UserError as error:
+            refused.append(f"line {i}: {error}")
+    if not lines:
+        raise UserError("--ask - : no question on standard input")
+    if refused:
+        raise UserError("; ".join(refused))
 
 
 def run_main(main) -> None:

@@ -66,6 +66,8 @@ def read_examples(model: ReasonerTalker, data_dir: str) -> list[Example]:
 
     A `data_dir` that was asked for and cannot be read is a UserError: it is not quietly replaced.
     """
+    if data_dir and model.config.dataset in ("tree", "cfg"):
+        raise UserError(f"--data-dir does not apply: the examples of {model.config.dataset} are generated")
     config = replace(model.config, n_eval=N_EXAMPLES, data_dir=data_dir or model.config.data_dir)
     if config.dataset == "text":  # which has no prompts
         return []

@@ -40,9 +40,9 @@ class Plane:
 
     @classmethod
     def fit(cls, z: Tensor) -> "Plane":
-        """z (N, D), two or more."""
+        """z (N, D); of a single latent all is its mean."""
         mean = z.mean(0)
-        _, scale, axes = torch.linalg.svd(z - mean, full_matrices=False)
+        _, scale, axes = torch.linalg.svd(torch.cat((z - mean, torch.zeros_like(z[:2]))), full_matrices=False)
         first, second = (scale.square() / scale.square().sum().clamp(min=1e-9))[:2].tolist()
         return cls(mean, axes[:2], (first, second))
 

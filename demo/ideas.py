@@ -98,7 +98,7 @@ def describe(model: LatentStack, run: str | Path) -> str:
     encoder, writer = ("frozen" + " but for LoRA" * (rank > 0) for rank in (config.lora_encoder, config.lora_decoder))
     measured = "what is generated was never measured against another text's idea"
     if "rougeL_shuffled" in summary:
-        apart = summary["rougeL_ci95"][0] > summary["rougeL_shuffled_ci95"][1]
+        apart = summary.get("rougeL_difference_ci95", [0])[0] > 0  # paired
         measured = (
             f"ROUGE-L to the references of {summary['n']:,} test texts: {summary['rougeL']:.3f} from a text's idea, "
             f"{summary['rougeL_shuffled']:.3f} from another text's (control), so an idea holds "

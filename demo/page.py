@@ -50,13 +50,21 @@ def tab_of(run: str | Path) -> ModuleType:
     raise UserError(f"{run} was trained by {system or 'another program'}, which has no tab here")
 
 
+def is_of(run: Path, system: str) -> bool:
+    """Was a folder trained by this system? Without a legible configuration it was not."""
+    try:
+        return system_of(run) == system
+    except UserError:
+        return False
+
+
 def newest_runs(folder: str = "out") -> dict[str, str]:
     """{system: its newest trained run below a folder}; one that has ended before those that are still training."""
     found = {}
     for tab in TABS:
         weights = list(Path(folder).glob(f"*/{tab.WEIGHTS}"))
         age = {Path(folder, path.relative_to(folder).parts[0]): path.stat().st_mtime for path in weights}
-        runs = [run for run in age if (run / "config.json").is_file() and system_of(run) == tab.SYSTEM]
+        runs = [run for run in age if is_of(run, tab.SYSTEM)]
         if runs:
             found[tab.SYSTEM] = str(max(runs, key=lambda run: ((run / "summary.json").is_file(), age[run])))
     if not found:

@@ -133,7 +133,7 @@ def think(model: NanoJEPA, knowledge: Knowledge, question: str | None) -> Though
     question = (question or "").encode("utf-8", "replace").decode().strip()  # half an emoji is no text for a tokenizer
     if not question:
         return Thought(message="There is no question yet. Type one, or choose an example.")
-    if not any(c.isalpha() for c in question):
+    if model.config.dataset != "pairs" and not any(c.isalpha() for c in question):
         return Thought(message="There are no words in this. Ask in a sentence, as the examples do.")
     ids = model.tokenize([question])[0]
     n_tokens = len(ids) + model.config.n_pred

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from common.checkpoint import write_json
 from common.device import resolve_device
-from common.options import UserError, parse, run_main
+from common.options import UserError, flag, parse, run_main
 from latent_stack.config import EvalConfig, output_name
 from latent_stack.experiments import capacity, cluster, interpolate, middle, neighbours, sayback, summaries
 from latent_stack.experiments import map as idea_map
@@ -47,6 +47,9 @@ def main(argv: list[str] | None = None) -> None:
     text = sys.stdin.read() if config.text == "-" else config.text
     if "text" in given and not text.strip():
         raise UserError("--text: the text is empty")
+    idle = {"what", "refine", "clusters"} if text else {"refine"} if config.what != "sayback" else set()
+    if unused := given & idle:
+        raise UserError(f"{flag(min(unused))} has no effect here; leave it out")
     model = load_run(config.run, resolve_device(config.device).device)
     if text:
         os.environ["HF_DATASETS_OFFLINE"] = "1"  # the run's data if it is at hand; nothing is downloaded for a text

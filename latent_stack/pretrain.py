@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from common.batching import epoch_order, make_batches
-from common.checkpoint import is_started, read_weights, write_json
+from common.checkpoint import clear_run, is_started, read_config, read_weights, write_json
 from common.device import Device, Distributed
 from common.log import last_metrics
 from common.loop import fit
@@ -59,9 +59,9 @@ def without_language_model(batches):
     return lambda epoch, k: (replace(batch, words_only=True) for batch in batches(epoch, k))
 
 
-def say_back(model: LatentStack, config: StackConfig, validate, device: Device, distributed: Distributed) -> None:
-    """Train both stages, each from where its folder has it; `validate(model, data)` gives the losses of a split."""
-    backbones, (words, said) = model.backbones, stage_configs(config)
+def sentences(model: LatentStack, config: StackConfig) -> tuple[TokenizedDataset, TokenizedDataset]:
+    """The training and validation sentences of --pretrain."""
+    said = stage_configs(config)[1]
     pairs = load_pairs(replace(said, n_train=0))
     train = of_length(pairs["train"], model, config.pretrain_tokens)
     if config.pretrain_texts:
@@ -69,11 +69,19 @@ def say_back(model: LatentStack, config: StackConfig, validate, device: Device, 
     val = of_length(pairs["val"], model, config.pretrain_tokens)[:N_VAL]
     if not train or not val:
         raise UserError(f"--pretrain {config.pretrain}: no sentences of 3 to {config.pretrain_tokens} tokens")
-    train, val = (TokenizedDataset(part, backbones, said, "sentences") for part in (train, val))
+    return tuple(TokenizedDataset(part, model.backbones, said, "sentences") for part in (train, val))
+
+
+def say_back(
+    model: LatentStack, config: StackConfig, data: tuple, validate, device: Device, distributed: Distributed
+) -> None:
+    """Train both stages on `sentences`, each from where its folder has it; `validate(model, data)` gives the losses of
+    a split."""
+    (train, val), (words, said) = data, stage_configs(config)
     if config.cache:
         train.cache()
         val.cache()
-    model.bag_of_words = WordsInOrder(train.targets, backbones.lm)
+    model.bag_of_words = WordsInOrder(train.targets, model.backbones.lm)
     distributed.print(f"saying back {len(train):,} sentences of 3 to {config.pretrain_tokens} tokens")
 
     if not any(is_started(stage.run) for stage in (words, said)):
@@ -82,9 +90,11 @@ def say_back(model: LatentStack, config: StackConfig, validate, device: Device, 
         if not config.init:
             model.standardise(train)
     for stage, n_steps in ((words, 0), (said, config.pretrain_steps)):
-        if stage is words and not (config.pretrain_words and config.words_weight):
+        if stage is words and (is_started(said.run) or not (config.pretrain_words and config.words_weight)):
             continue
         Path(stage.run).mkdir(exist_ok=True)
+        if distributed.main and not is_started(stage.run):
+            clear_run(Path(stage.run))
         n_steps, batches = staged(train, stage, distributed, n_steps)
         summary = fit(
             model,
@@ -103,11 +113,13 @@ def say_back(model: LatentStack, config: StackConfig, validate, device: Device, 
 
 
 def begin_from(model: LatentStack, run: str) -> None:
-    """--init: the trained weights of another run; a UserError if they are of another shape."""
-    path = Path(run) / "model.safetensors"
-    if not path.is_file():
-        raise UserError(f"--init {run}: no model.safetensors there; it is the folder of a trained run")
-    found, expected = read_weights(path, "cpu"), model.state_dict()
+    """--init: the trained weights of another run; a UserError names what differs."""
+    there, here = read_config(run, StackConfig, f"python -m latent_stack.train --run {run}"), model.config
+    for name in ("encoder_hash", "decoder_hash", "middle", "pooling", "ideas"):
+        if getattr(there, name) != getattr(here, name):
+            what = name.removesuffix("_hash")
+            raise UserError(f"--init {run}: its {what} is {getattr(there, what)}, this run's {getattr(here, what)}")
+    found, expected = read_weights(Path(run) / "model.safetensors", "cpu"), model.state_dict()
     for name in sorted(found.keys() | expected.keys()):
         shapes = [tuple(x[name].shape) if name in x else None for x in (found, expected)]
         if shapes[0] != shapes[1]:

@@ -36,7 +36,7 @@ from latent_stack.experiments.summaries import summaries
 from latent_stack.losses import BagOfWords
 from latent_stack.model import LatentStack
 from latent_stack.pairs import Pair, load_pairs
-from latent_stack.pretrain import STAGES, begin_from, say_back
+from latent_stack.pretrain import STAGES, begin_from, say_back, sentences
 
 WORDS_BATCH = 32  # pairs of a step of the bag-of-words passes, whatever --cache
 
@@ -199,18 +199,29 @@ def checked(config: StackConfig) -> StackConfig:
         raise UserError("--cache keeps the outputs of a frozen encoder; with --lora-encoder give --no-cache")
     if config.shard:
         raise UserError("--shard is for what is trained whole; here most weights are frozen, and each process has them")
+    if config.ideas > 1 and config.pooling != "mean":
+        raise UserError(f"--ideas {config.ideas} are read off by queries: --pooling {config.pooling} does not apply")
     if config.dataset == "auto":
         return replace(config, dataset="samsum" if config.data_dir else "paraphrase")
     return config
 
 
-def start(model: LatentStack, train: TokenizedDataset, n_pairs: int, device: Device, distributed: Distributed) -> None:
-    """Where the task begins: at random weights, at those of another run, or where texts are said back."""
+def prepare(model: LatentStack) -> tuple | None:
+    """What may fail, before a run's files are cleared: --init is loaded, the sentences of --pretrain are read."""
     config = model.config
     if config.init:
+        if not config.resume and Path(config.run).resolve() in Path(config.init).resolve().parents:
+            raise UserError(f"--init {config.init} lies in --run {config.run}, which starts afresh; name another --run")
         begin_from(model, config.init)
-    if config.pretrain:
-        say_back(model, config, lambda model, data: validation_loss(model, data, device), device, distributed)
+    return sentences(model, config) if config.pretrain else None
+
+
+def start(model: LatentStack, train: TokenizedDataset, n_pairs: int, said: tuple | None, device: Device, distributed):
+    """Where the task begins: at random weights, at those of another run, or where the sentences `said` are said
+    back."""
+    config = model.config
+    if said:
+        say_back(model, config, said, lambda model, data: validation_loss(model, data, device), device, distributed)
         torch.manual_seed(config.seed)  # the same dropout in what follows whether this was interrupted or not
     elif not config.init:
         model.standardise(train, among=n_pairs)
@@ -240,10 +251,11 @@ def main(argv: list[str] | None = None) -> None:
     say(describe(train.batch([0]), model) + "\n")
 
     # train
+    said = None if resume else prepare(model)
     if not config.resume and distributed.main:
         clear_run(run, ("best", *STAGES))
     if not resume:
-        start(model, train, len(pairs["train"]), device, distributed)
+        start(model, train, len(pairs["train"]), said, device, distributed)
     if config.words_weight:
         model.bag_of_words = BagOfWords(train.targets, backbones.lm, (backbones.bos, backbones.eos))
     if config.words_weight and config.words_epochs and not resume:

@@ -6,7 +6,7 @@ python -m reasoner.train --help-all          all options and presets
 from dataclasses import dataclass
 from typing import ClassVar
 
-from common.options import LoopConfig, Preset, internal, opt
+from common.options import LoopConfig, Preset, UserError, internal, opt
 
 PHASES = ("pretrain", "sst", "talker")
 BASELINES = ("coupled", "coupled-talker", "coconut")
@@ -99,6 +99,17 @@ class ReasonerConfig(LoopConfig):
 
     RESUMABLE: ClassVar[frozenset] = LoopConfig.RESUMABLE | {"phase", "sst_epochs", "talker_epochs"}
     COMMON: ClassVar[frozenset] = LoopConfig.COMMON | {"dataset", "model", "phase"}
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.sst_sampling and not self.rollout:
+            raise UserError("--sst-sampling: own latents are inputs in further passes only; give --rollout, too")
+        if self.contrast and self.sst_loss == "hard":
+            raise UserError("--contrast is added to the cosine loss; --sst-loss hard has none")
+        if self.model != "decoupled" and (self.sharpen or self.sst_noise or self.contrast):
+            raise UserError(
+                f"--model {self.model} has no chain of latents: --sharpen, --sst-noise, --contrast are for one"
+            )
 
     @property
     def n_thoughts(self) -> int:

@@ -18,15 +18,15 @@ Writes <what>.json, and for tree and cfg a figure, into the run's folder. Beside
 trajectory measure the same Reasoner read without the Talker, and the same with tokens fed back instead of latents.
 """
 
-import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from common.checkpoint import write_json
 from common.device import resolve_device
-from common.options import UserError, flag, parse, run_main
+from common.options import UserError, ask_each, flag, parse, run_main
 from reasoner.config import EvalConfig, ReasonerConfig
 from reasoner.data import load_examples
 from reasoner.experiments import cfg, containment, dial, fewshot, talker, trajectory, tree
@@ -85,6 +85,8 @@ def load_models(config: EvalConfig) -> dict:
         check_same_test(models, config.run)
     if config.what in ("talker", "dial") and not any(isinstance(model, ReasonerTalker) for model in models.values()):
         raise UserError(f"--what {config.what}: a baseline has no Talker of its own and no chain of latents")
+    if config.sharpen >= 0 and not any(isinstance(model, ReasonerTalker) for model in models.values()):
+        raise UserError("--sharpen: a baseline has no chain of latents to sharpen")
     if config.what == "dial" and config.sharpen >= 0:
         raise UserError("--what dial measures at many temperatures; leave --sharpen out")
     return models
@@ -113,12 +115,8 @@ def ask_run(config: EvalConfig, given: frozenset) -> None:
     """--ask: print what one prompt, or with - every line of standard input, leads to."""
     if unused := given - {"ask", "run", "device"}:
         raise UserError(f"--ask asks the model of --run and measures nothing; leave {flag(min(unused))} out")
-    prompts = [line.strip() for line in sys.stdin if line.strip()] if config.ask == "-" else [config.ask]
-    if not prompts:
-        raise UserError("--ask - : no prompt on standard input")
     model = load_run(config.run, resolve_device(config.device).device)
-    for prompt in prompts:
-        print(ask(model, prompt), flush=True)
+    ask_each(config.ask, partial(ask, model))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -131,8 +129,9 @@ def main(argv: list[str] | None = None) -> None:
         models = with_controls(models)
     with torch.no_grad():
         result = MODULES[config.what].measure(models, examples, config)
-    path = Path(config.run) / f"{config.what}.json"
-    write_json(path, {"runs": result, "examples": len(examples), "seed": config.seed})
+    sharpened = {"sharpen": config.sharpen} if config.sharpen >= 0 else {}
+    path = Path(config.run) / f"{config.what}{f'-sharpen-{config.sharpen:g}' if sharpened else ''}.json"
+    write_json(path, {"runs": result, "examples": len(examples), "seed": config.seed, **sharpened})
     print(f"\nwrote {path}")
 
 

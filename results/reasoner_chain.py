@@ -20,7 +20,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common.checkpoint import read_json, weights_hash, write_json
-from common.options import run_main
+from common.options import UserError, run_main
 from common.stats import paired_difference
 from reasoner.config import PRESETS, EvalConfig
 from reasoner.data import load_examples
@@ -92,10 +92,15 @@ def main(argv: list[str] | None = None) -> None:
     result, first = read_json(args.json) if args.json.is_file() else {}, {}
     part = result.setdefault(args.preset, {"variants": {}})
     fed_back = list(SETTINGS) if "all" in args.fed_back else [LATENT, *(x for x in args.fed_back if x != LATENT)]
+    if args.variants[0] != "as the preset":  # what the others are compared with
+        args.variants = ["as the preset", *(name for name in args.variants if name != "as the preset")]
     for name in args.variants:
         folder = train(name, args)
         print(f"{args.preset}, {name}: {VARIANTS[name] or '(no further option)'}")
-        row = part["variants"][name] = measure(folder, fed_back, args.limit, args.noise, first)
+        row = measure(folder, fed_back, args.limit, args.noise, first)
+        if other := next((x for x in part["variants"].values() if x["n"] != row["n"]), None):
+            raise UserError(f"{args.json} has rows of {other['n']} examples, not {row['n']}; give another --json")
+        part["variants"][name] = row
         write_json(args.json, result)
         if set(SETTINGS) <= set(row):
             draw(row, f"{args.preset}, {name}", args.json.with_name(f"dial-{args.preset}-{slug(name)}.png"))

@@ -1,19 +1,15 @@
 """The demo: one question, one answer, on this machine only."""
 
 import io
-import json
 import os
-import urllib.request
 from dataclasses import replace
-from urllib.error import HTTPError
+from pathlib import Path
 
 import pytest
 from helpers import call
 from tiny import tiny_model
 
 import main
-from bench.demo_load import Client
-from common import serving
 from common.checkpoint import save_model, write_json
 from common.known_world import known_world
 from common.losses import cosine
@@ -22,7 +18,7 @@ from common.sources import Example
 from common.tokenizers import train_tokenizer
 from common.word_problems import word_problems
 from demo import answer
-from demo.page import build, css, newest_runs
+from demo.page import build, newest_runs
 from demo.thought import (
     N_EXAMPLES,
     TOP,
@@ -259,10 +255,35 @@ def test_ask_prints_the_answer_alone_on_its_last_line(run, monkeypatch):
 
 
 def test_ask_reads_questions_from_standard_input(run, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("Paris?\n\n12 + 7\nRome?\n"))
+    done = call(main, "--run", run, "--ask", "-", check=False)
+    assert done.stdout.count("I do not know") == 2 and "line 3: There are no words" in done.stderr, "the rest is asked"
     monkeypatch.setattr("sys.stdin", io.StringIO("Paris?\n\nRome?\n"))
     assert call(main, "--run", run, "--ask", "-").stdout.count("I do not know") == 2
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     assert "no question on standard input" in call(main, "--run", run, "--ask", "-", check=False).stderr
+
+
+def test_options_that_the_demo_would_ignore_are_refused(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # without a run below out/
+    for words, reason in (
+        (("--run", run, "--compare", run, "--ask", "How many?"), "--compare"),
+        (("--run", run, "--compare", tmp_path), "no checkpoint"),
+        (("--data-dir", tmp_path), "no trained run"),
+    ):
+        assert reason in call(main, *words, check=False).stderr
+
+
+def test_a_single_candidate_has_a_map(model):
+    """Two principal components of one latent were a traceback."""
+    one = Knowledge(candidates_of(model, ["7"], "one"))
+    tab = answer.tab_of("run", model, one)
+    assert answer.map_of(tab, think(model, one, QUESTION)).count("<circle") == 2
+
+
+def test_views_of_pairs_need_no_words():
+    model = tiny_model(dataset="pairs", data_dir="gone", block_size=64, max_new_tokens=3).eval()
+    assert think(model, Knowledge(candidates_of(model, ["42"], "one")), "12+30").message == ""
 
 
 # ---------------------------------------------------------------------------------------------- the page
@@ -319,49 +340,6 @@ def test_a_port_that_cannot_be_had_is_one_line_not_a_traceback(launched):
     assert error.startswith("error: cannot listen on --host 127.0.0.1 --port 70000") and "Traceback" not in error
 
 
-# -------------------------------------------------------------------------------------------- the server
-
-
-@pytest.fixture
-def address(model, knowledge, run):
-    """The page of the tiny model, served on a free port."""
-    page = page_of(model, knowledge)
-    yield serving.launch(page, "127.0.0.1", 0, css(), max_bytes=4096).rstrip("/")
-    page.close(verbose=False)
-
-
-def status_of(url: str, body: bytes | None = None) -> tuple[int, str]:
-    """A request -> its status and, if it is refused, the reason."""
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url, body), timeout=20) as found:
-            return found.status, ""
-    except HTTPError as error:
-        return error.code, json.load(error)["detail"]
-
-
-def test_the_server_answers_the_page_and_takes_and_gives_no_files(address, model, knowledge, tmp_path):
-    """gradio takes a file from anybody and serves it again."""
-    tab, thought = answer.tab_of("out/run", model, knowledge), think(model, knowledge, QUESTION)
-    assert Client(address).ask(QUESTION)[0] == answer.show(tab, thought, QUESTION)
-    assert [status_of(f"{address}{path}")[0] for path in ("/", "/config", "/theme.css")] == [200] * 3
-    for path in ("upload", "component_server", "run/ask", "call/ask", "process_recording", "vibe-edit", "stream/1"):
-        assert status_of(f"{address}/gradio_api/{path}", b"{}") == (404, "This server answers questions only.")
-    for path in (f"file={tmp_path}", f"file/{tmp_path}", "proxy=http://127.0.0.1", "custom_component/1/a/b/c", "runs"):
-        assert status_of(f"{address}/gradio_api/{path}")[0] == 404
-
-
-def test_a_request_that_is_too_large_and_one_too_many_get_a_reason(address):
-    code, reason = status_of(f"{address}/gradio_api/queue/join", b"x" * 10**6)
-    assert code == 413 and "too long" in reason
-    client = Client(address)
-    body = json.dumps({"data": [QUESTION], "fn_index": client.event, "session_hash": "nobody"}).encode()
-    join = urllib.request.Request(f"{address}/gradio_api/queue/join", body, {"Content-Type": "application/json"})
-    with pytest.raises(HTTPError) as full:
-        for _ in range(10 * serving.QUEUE):
-            urllib.request.urlopen(join, timeout=20).close()
-    assert full.value.code == 503 and "Queue is full" in json.load(full.value)["detail"]
-
-
 def test_without_a_name_the_newest_run_below_out_is_asked(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="no trained run in out/; train one with: python train.py --preset quick"):
@@ -371,4 +349,6 @@ def test_without_a_name_the_newest_run_below_out_is_asked(model, tmp_path, monke
         save_model(model, config, f"out/{name}")
         os.utime(f"out/{name}/model.safetensors", (1e9 - age, 1e9 - age))
     os.remove("out/unfinished/model.safetensors")
+    save_model(model, model.config, "out/broken")
+    Path("out/broken/config.json").write_text("{", encoding="utf-8")
     assert newest_runs() == {"nanojepa": os.path.join("out", "new")}

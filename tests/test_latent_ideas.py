@@ -113,7 +113,7 @@ def words_loss_after(steps: int, ideas: int, latent_dim: int) -> float:
 def test_several_ideas_say_back_held_out_sentences_better_than_one_of_as_many_numbers():
     """Random backbones of width 32: after 1,000 steps of 64 it was 66% against 1% of sentences without an error."""
     one, several = words_loss_after(250, 1, 128), words_loss_after(250, 8, 16)
-    assert several < 0.8 * one, (several, one)
+    assert several < 0.92 * one, (several, one)
 
 
 # ----------------------------------------------------------------------------------------- plain texts
@@ -187,9 +187,20 @@ def test_another_run_begins_where_one_ended_if_it_has_its_shape(tmp_path):
     call(train, *words, "--max-steps", 1, "--words-epochs", 0, "--lr", "0")
     assert same(weights(tmp_path / "run"), weights(said_back() / "pretrain"))
     done = call(train, *options(tmp_path / "other"), "--init", said_back() / "pretrain", check=False)
-    assert done.returncode and "has shape" in done.stderr and len(done.stderr.strip().splitlines()) == 1
-    done = call(train, *options(tmp_path / "other"), "--init", tmp_path, check=False)
-    assert done.returncode and "no model.safetensors there" in done.stderr
+    assert done.returncode and "its ideas is 4, this run's 1" in done.stderr and len(done.stderr.splitlines()) == 1
+    done = call(train, *options(tmp_path / "other"), "--init", tmp_path / "none", check=False)
+    assert done.returncode and "no checkpoint" in done.stderr
+
+
+def test_a_mistaken_option_costs_no_run_that_is_overwritten(tmp_path):
+    """--overwrite once cleared the folder before --init and --pretrain were looked at."""
+    run = tmp_path / "run"
+    shutil.copytree(said_back(), run)
+    kept = weights(run)
+    for words in (("--init", run / "pretrain"), ("--init", tmp_path / "none"), ("--pretrain", tmp_path / "none.txt")):
+        done = call(train, *options(run), "--ideas", 4, "--prefix-len", 8, "--overwrite", *words, check=False)
+        assert done.returncode and len(done.stderr.strip().splitlines()) == 1, words
+        assert same(weights(run), kept) and (run / "pretrain" / "model.safetensors").is_file(), words
 
 
 # --------------------------------------------------------------------------------------- what is said
