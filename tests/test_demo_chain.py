@@ -136,7 +136,7 @@ def test_ask_prints_the_chain_and_the_words_alone_on_the_last_line(run, monkeypa
 def test_ask_refuses_what_it_would_ignore_and_an_empty_input(run, monkeypatch):
     assert "leave --limit out" in call(evaluate, "--ask", PROMPT, "--limit", "3", check=False).stderr
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
-    assert "no question on standard input" in call(evaluate, "--ask", "-", check=False).stderr
+    assert "no question on standard input" in call(evaluate, "--run", run, "--ask", "-", check=False).stderr
     assert call(evaluate, "--run", run, "--ask", "", check=False).stderr == "error: there is no prompt yet: type one"
 
 
