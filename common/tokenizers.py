@@ -17,6 +17,13 @@ from common.options import UserError
 SPECIAL = ("[PRED]", "[ANS]", "[EOS]", "[PAD]")
 UNKNOWN = "[UNK]"
 
+CHARACTERS = 64  # a token has fewer on average: a longer text is refused before it is read
+
+
+def without_halves(text: str | None) -> str:
+    """What a person typed, without halves of characters (of an emoji, say), which a tokenizer does not take."""
+    return (text or "").encode("utf-8", "replace").decode()
+
 
 class Tokenizer:
     """`pred`, `ans`, `eos`, `pad` are the ids of the special tokens, which no text encodes to.

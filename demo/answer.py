@@ -169,7 +169,8 @@ def map_of(tab: AnswerTab, thought: Thought) -> str:
     z_hat = F.normalize(torch.tensor(thought.z_hat), dim=-1)
     z, texts = tab.knowledge.candidates.z.cpu(), tab.knowledge.candidates.texts
     order = (z @ z_hat).argsort().tolist()  # the nearest last
-    nearest = next((i for i in reversed(order) if thought.nearest and thought.nearest[0][0].startswith(texts[i])), None)
+    first = thought.nearest[0][0] if thought.nearest else None  # a program is followed by " = " and what it computes
+    nearest = next((i for i in reversed(order) if first and f"{first} = ".startswith(f"{texts[i]} = ")), None)
     if nearest is not None:
         order.append(order.pop(order.index(nearest)))
     points, here = tab.plane.project(z).tolist(), tab.plane.project(z_hat).tolist()

@@ -14,7 +14,6 @@ CSS = """
 .drawing .dot { fill: currentColor; opacity: .3; }
 .drawing .near { fill: #0072B2; stroke: none; }
 .drawing .mark { fill: #D55E00; stroke: none; }
-.drawing .other { fill: #E69F00; stroke: none; }
 .drawing .line { stroke: currentColor; stroke-width: 1.5; stroke-dasharray: 4 3; }
 .drawing .strong { font-weight: 700; font-size: 13px; }
 .drawing .cell { fill: currentColor; opacity: .08; }
@@ -53,7 +52,7 @@ class Plane:
 
 @dataclass(frozen=True)
 class Dot:
-    """A point of a map. `kind` is its CSS class: dot, near, mark or other; `title` appears under the pointer."""
+    """A point of a map. `kind` is its CSS class: dot, near, mark, or a tab's own; `title` appears under the pointer."""
 
     x: float
     y: float
@@ -67,7 +66,7 @@ def point_map(dots: Sequence[Dot], label: str, lines: Sequence[tuple[int, int]] 
     another one's is left out, the important ones' last."""
     xy = np.array([(dot.x, dot.y) for dot in dots], dtype=float)
     low, span = xy.min(0), np.maximum(np.ptp(xy, axis=0), 1e-9)
-    margin = np.array([46, 22])
+    margin = np.array([46, 22])  # room for half a label beside a dot, and for a line of text above or below it
     at = margin + (xy - low) / span * (np.array([width, height]) - 2 * margin)
     at[:, 1] = height - at[:, 1]
 
@@ -83,7 +82,7 @@ def point_map(dots: Sequence[Dot], label: str, lines: Sequence[tuple[int, int]] 
     taken: list[tuple[float, float, float]] = []  # left, right, baseline of what is written
     for dot, (x, y) in reversed(list(zip(dots, at, strict=True))):
         important = dot.kind != "dot"
-        half = (4.2 if important else 3.4) * len(dot.label)
+        half = (4.2 if important else 3.4) * len(dot.label)  # of a label's width: 13 and 11 px letters
         below = dot.kind == "near" or y < 30
         x, y = min(max(x, half), width - half), y + 19 if below else y - 9
         if dot.label and all(x + half < left or x - half > right or abs(y - line) > 13 for left, right, line in taken):
@@ -95,7 +94,7 @@ def point_map(dots: Sequence[Dot], label: str, lines: Sequence[tuple[int, int]] 
 
 def mask_drawing(pieces: Sequence[str], kinds: Sequence[str], sees: Tensor, label: str) -> str:
     """T tokens, the view of each (question, pred or answer) and who attends to whom (T, T) -> SVG, a row a token."""
-    T, cell, left = len(pieces), 9, 84
+    T, cell, left = len(pieces), 9, 84  # a square of 9 px, 84 px for the token's text
     body = ""
     for i, row in enumerate(sees.tolist()):
         y = i * cell

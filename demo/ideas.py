@@ -12,6 +12,7 @@ from torch import Tensor
 
 from common.checkpoint import read_json
 from common.options import UserError
+from common.tokenizers import CHARACTERS
 from demo.drawing import Dot, Plane, point_map
 from latent_stack.experiments.interpolate import N_POINTS, points_between
 from latent_stack.model import LatentStack, load_run
@@ -25,7 +26,6 @@ ABOUT = (
     "is learned from the words that it leads to."
 )
 N_EXAMPLES = 8  # texts of the test split on the page
-CHARACTERS = 64  # a token at most on average: a longer text is refused before it is read
 ABSENT = "the run's data is not on this machine (--data-dir names it)"
 
 

@@ -14,6 +14,8 @@ from common.checkpoint import read_json
 from common.known_world import KnownWorld
 from common.options import UserError
 from common.sources import Example, same_answer
+from common.tokenizers import CHARACTERS, without_halves
+from common.verdict import MARGIN
 from data import load_splits
 from evaluate_accuracy import (
     Candidates,
@@ -29,8 +31,6 @@ from model import NanoJEPA, greedy
 
 TOP = 5  # candidates shown
 N_EXAMPLES = 6  # questions of the test split on the page
-CHARACTERS = 64  # a token at most on average: a longer question is refused before it is read
-MARGIN = 0.05  # cos_own - cos_other on the test split below which a cosine distinguishes no answer from another
 
 
 # ------------------------------------------------------------------------------------------- the thought
@@ -130,7 +130,7 @@ def think(model: NanoJEPA, knowledge: Knowledge, question: str | None) -> Though
     if len(question or "") > max_characters(model):
         size = f"{len(question):,} characters, and the model reads {max_characters(model):,} at most"
         return Thought(message=f"This question is too long: {size}. Shorten it.")
-    question = (question or "").encode("utf-8", "replace").decode().strip()  # half an emoji is no text for a tokenizer
+    question = without_halves(question).strip()
     if not question:
         return Thought(message="There is no question yet. Type one, or choose an example.")
     if model.config.dataset != "pairs" and not any(c.isalpha() for c in question):

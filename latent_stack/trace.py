@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.options import UserError, one_line
+from common.tokenizers import without_halves
 from latent_stack.model import LatentStack
 from latent_stack.pairs import Pair, load_pairs
 
@@ -19,7 +20,7 @@ NEAREST = 3  # test texts that are shown
 
 def clean(text: str | None) -> str:
     """A text as it is read: line ends as \\n, and half an emoji, which is no text for a tokenizer, as "?"."""
-    return "\n".join((text or "").encode("utf-8", "replace").decode().splitlines()).strip()
+    return "\n".join(without_halves(text).splitlines()).strip()
 
 
 def shorten(text: str, n: int = 100) -> str:

@@ -17,13 +17,11 @@ from torch import Tensor
 
 from common.losses import cosine
 from common.options import UserError
-from common.tokenizers import Tokenizer
+from common.tokenizers import CHARACTERS, Tokenizer, without_halves
 from reasoner.baselines import Coupled
 from reasoner.model import Reasoner, ReasonerTalker
 from reasoner.parts import add_noise
 from reasoner.tasks import parse_tree
-
-CHARACTERS = 64  # a token at most on average: a longer prompt is refused before it is read
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,7 @@ def read_prompt(model, prompt: str | None) -> tuple[str, list[int]]:
         raise UserError(
             f"this prompt is too long: {len(prompt):,} characters, the model reads {max_characters(model):,} at most"
         )
-    prompt = (prompt or "").encode("utf-8", "replace").decode().strip()  # half an emoji is no text for a tokenizer
+    prompt = without_halves(prompt).strip()
     ids = t.encode([prompt])[0]
     if not ids:
         raise UserError("there is no prompt yet: type one")
