@@ -7,6 +7,7 @@ A problem opens with a quantity, has one or two events and asks for the result:
     level 3   two steps, the second on the result of the first; sizes as in level 1
     level 4   level 3 and a sentence with a number that does not matter
     level 5   all of these, and equal shares
+    level 6   three steps, each on the result of the one before; sizes as in level 1
 
 The wide world has a hundred names and as many things, invented ones too, so that a name never seen costs nothing; the
 event or the question may come first. The narrow one has the first few of each list: short studies learn it sooner.
@@ -228,11 +229,11 @@ def _step(rng, split: str, difficulty: int, first: int | None = None) -> tuple |
 
 
 def _steps(rng, split: str, difficulty: int) -> list[tuple]:
-    """The one or two operations of a problem."""
+    """The one to three operations of a problem."""
     steps = [_step(rng, split, difficulty)]
-    while difficulty >= 3 and len(steps) < 2:
-        second = _step(rng, split, difficulty, steps[0][3])
-        steps = [*steps, second] if second else [_step(rng, split, difficulty)]
+    while len(steps) < {3: 2, 4: 2, 6: 3}.get(difficulty, 1):
+        further = _step(rng, split, difficulty, steps[-1][3])
+        steps = [*steps, further] if further else [_step(rng, split, difficulty)]
     return steps
 
 
@@ -291,7 +292,7 @@ def _told(rng, steps: list[tuple], difficulty: int, world: World) -> str:
     named = False
     for op, _, b, _ in steps[1:]:
         if ask == "*":  # the quantity is now the other person's, and the rest must say whose it speaks of
-            words["n"], words["m"], named = words["m"], words["o"], True
+            words["n"], words["m"], words["o"], named = words["m"], words["o"], words["n"], True
         sentences, ask = [*sentences, rng.choice(_naming(world.event[op], named)).format(b=b, **words)], op
     if difficulty == 4:
         where = rng.randrange(len(sentences) + 1)

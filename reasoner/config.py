@@ -10,6 +10,17 @@ from common.options import LoopConfig, Preset, UserError, internal, opt
 
 PHASES = ("pretrain", "sst", "talker")
 BASELINES = ("coupled", "coupled-talker", "coconut")
+QUESTIONS = ("gsm8k", "mwp", "wordproblems")  # data sets whose prompts are questions, their answers numbers
+DATA = (
+    "dataset",
+    "reasoning",
+    "fold",
+    "difficulty",
+    "leaves",
+    "depth",
+    "labels",
+    "levels",
+)  # of the test split
 EXPERIMENTS = ("tree", "cfg", "containment", "talker", "trajectory", "fewshot", "dial")
 
 
@@ -33,19 +44,26 @@ class ReasonerConfig(LoopConfig):
         ("decoupled", *BASELINES),
     )
 
-    dataset: str = opt("tree", "what is reasoned about", ("tree", "cfg", "gsm8k", "text"), group="data")
+    dataset: str = opt("tree", "what is reasoned about", ("tree", "cfg", *QUESTIONS, "text"), group="data")
     data_dir: str = opt(
-        "", "gsm8k: DIR/train.jsonl and DIR/test.jsonl; text: DIR/*.txt or *.jsonl; none: the Hub", path=True
+        "",
+        "gsm8k: DIR/train.jsonl and DIR/test.jsonl; mwp: DIR/mawps/fold0 … and DIR/asdiv-a/fold0 …; "
+        "text: DIR/*.txt or *.jsonl; none: the Hub",
+        path=True,
     )
-    n_train: int = opt(400_000, "tree, cfg: training examples generated; text: passages read", low=1)
+    fold: int = opt(0, "mwp (MAWPS and ASDiv-A): which of the five published folds is tested", low=0, below=5)
+    n_train: int = opt(400_000, "tree, cfg, wordproblems: training examples generated; text: passages read", low=1)
+    difficulty: int = opt(3, "wordproblems: 3 has two steps, 6 three; all in common/word_problems.py", low=1, below=7)
     leaves: int = opt(8, "tree: most leaves; a tree has 2 to this many, and 2 * leaves - 1 nodes", low=2)
     depth: int = opt(3, "tree: longest route, in edges; 2 ** depth leaves at most", low=1)
     labels: int = opt(64, "tree: node labels are drawn from as many", low=3)
     levels: int = opt(4, "cfg: levels of the grammar above its terminals; 3 have 1,872 strings, 4 billions", (3, 4))
     reasoning: str = opt(
-        "solution", "gsm8k: the chain is the worked solution, or only its equations", ("solution", "equations")
+        "solution",
+        "questions: the chain is the worked solution, its equations, or its program over the question's numbers",
+        ("solution", "equations", "program"),
     )
-    tokenizer: str = opt("bpe:4096", "gsm8k, text: gpt2 (tiktoken) or bpe:N, trained on the training split")
+    tokenizer: str = opt("bpe:4096", "questions, text: gpt2 (tiktoken), or bpe:N or words:N of the training split")
     block_size: int = opt(256, "longest row in tokens, prompt and chain", low=8)
 
     n_layer: int = opt(18, "Transformer blocks of the Reasoner", low=1, below=1000, group="model")
@@ -89,7 +107,7 @@ class ReasonerConfig(LoopConfig):
     talker_lr: float = opt(1e-3, "peak learning rate of the Talker", low=0.0)
 
     max_chain: int = opt(0, "longest chain in latents (0: the longest of the training set)", low=0, group="evaluation")
-    n_eval: int = opt(1000, "test examples generated for tree and cfg", low=1)
+    n_eval: int = opt(1000, "test examples generated for tree, cfg and wordproblems", low=1)
 
     # filled in by training
     vocab_size: int = internal(0)
@@ -110,6 +128,11 @@ class ReasonerConfig(LoopConfig):
             raise UserError(
                 f"--model {self.model} has no chain of latents: --sharpen, --sst-noise, --contrast are for one"
             )
+
+    @property
+    def computes(self) -> bool:
+        """Are chains programs, computed after they are generated?"""
+        return self.dataset in QUESTIONS and self.reasoning == "program"
 
     @property
     def n_thoughts(self) -> int:
@@ -197,6 +220,46 @@ PRESETS = {
             lr=2e-3,
             sst_lr=2e-3,
             weight_decay=0.1,
+        ),
+    ),
+    "mwp": Preset(
+        "1 CPU core, 4 min: MAWPS and ASDiv-A with --data-dir DIR, programs as the chain",
+        dict(
+            run="out/reasoner-mwp",
+            dataset="mwp",
+            reasoning="program",
+            tokenizer="words:3",
+            block_size=256,
+            n_layer=4,
+            **SMALL,
+            dropout=0.2,
+            talker_layer=1,
+            batch_size=32,
+            epochs=12,
+            sst_epochs=6,
+            talker_epochs=6,
+            lr=2e-3,
+            sst_lr=2e-3,
+            weight_decay=0.1,
+        ),
+    ),
+    "problems": Preset(
+        "1 CPU core, 6 min: generated word problems of two steps, equations as the chain",
+        dict(
+            run="out/reasoner-problems",
+            dataset="wordproblems",
+            reasoning="equations",
+            tokenizer="words:3",
+            n_train=20_000,
+            block_size=128,
+            n_layer=4,
+            **SMALL,
+            talker_layer=1,
+            batch_size=32,
+            epochs=2,
+            lr=2e-3,
+            sst_lr=2e-3,
+            pretrain_on="chain",
         ),
     ),
     # 694M + 198M as the paper states; widths and depths are ours, found by counting, and so is the number of passages,

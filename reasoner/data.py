@@ -37,7 +37,7 @@ from common.batching import BatchMixin
 from common.checkpoint import write_json
 from common.options import UserError
 from common.tokenizers import Tokenizer
-from reasoner.config import ReasonerConfig
+from reasoner.config import QUESTIONS, ReasonerConfig
 from reasoner.corpus import Passages, passages, tokenized_on_disk
 from reasoner.tasks import TERMINALS, Example, derivations, grammar, solutions, trees
 
@@ -48,7 +48,7 @@ def load_examples(split: str, config: ReasonerConfig) -> list[Example] | Passage
     """The examples of one split; of text its passages, not yet read."""
     if config.dataset == "text":
         return passages(split, config)
-    if config.dataset == "gsm8k":
+    if config.dataset in QUESTIONS:
         return solutions(split, config)
     generate = trees if config.dataset == "tree" else derivations
     return generate(split, config.n_train if split == "train" else config.n_eval, config)
@@ -92,7 +92,7 @@ def make_tokenizer(config: ReasonerConfig, examples: Iterable[Example]) -> Token
 
 def load_tokenizer(config: ReasonerConfig, folder: str | Path) -> Tokenizer:
     """The tokenizer of the checkpoint in `folder`."""
-    if config.dataset in ("gsm8k", "text"):
+    if config.dataset in (*QUESTIONS, "text"):
         return tokenizers.load_tokenizer(config.tokenizer, folder)
     path = Path(folder) / "tokenizer.json"
     try:

@@ -27,7 +27,7 @@ import torch
 from common.checkpoint import write_json
 from common.device import resolve_device
 from common.options import UserError, ask_each, flag, parse, run_main
-from reasoner.config import EvalConfig, ReasonerConfig
+from reasoner.config import DATA, QUESTIONS, EvalConfig, ReasonerConfig
 from reasoner.data import load_examples
 from reasoner.experiments import cfg, containment, dial, fewshot, talker, trajectory, tree
 from reasoner.model import NearestDecoder, ReasonerTalker
@@ -44,15 +44,14 @@ MODULES = {
     "fewshot": fewshot,
     "dial": dial,
 }
-DATASET = {"tree": "tree", "cfg": "cfg", "trajectory": "gsm8k"}  # experiments that need one
-SAME_TEST = ("dataset", "reasoning", "leaves", "depth", "labels", "levels")  # what decides the test split
+DATASET = {"tree": ("tree",), "cfg": ("cfg",), "trajectory": QUESTIONS}  # experiments that need one of these
 
 
 def check_run(run: str, model, what: str) -> None:
     """Can the experiment be made with this run?"""
     config, needed = model.config, DATASET.get(what)
-    if needed and config.dataset != needed:
-        raise UserError(f"{run} was trained on {config.dataset}; --what {what} needs {needed}")
+    if needed and config.dataset not in needed:
+        raise UserError(f"{run} was trained on {config.dataset}; --what {what} needs {' or '.join(needed)}")
     if what == "trajectory" and config.reasoning != "equations":
         raise UserError(f"{run} was trained with --reasoning {config.reasoning}; --what trajectory reads equations")
     if what in ("containment", "talker", "dial") and config.dataset == "text":
@@ -65,7 +64,7 @@ def check_same_test(models: dict, first: str) -> None:
     """Can all runs be measured on the examples of the first?"""
     reference = models[first].config
     for run, model in models.items():
-        for name in SAME_TEST:
+        for name in DATA:
             if getattr(model.config, name) != getattr(reference, name):
                 raise UserError(
                     f"{run} was trained with {name} = {getattr(model.config, name)}, {first} with "

@@ -14,7 +14,7 @@ from common.batching import pad
 from common.model_card import Card
 from common.pretrained import PretrainedMixin
 from common.transformer import Transformer
-from reasoner.config import ReasonerConfig
+from reasoner.config import QUESTIONS, ReasonerConfig
 from reasoner.data import Batch, load_tokenizer
 
 HUB = dict(library_name="nanojepa", license="mit", tags=["jepa", "latent-reasoning"])
@@ -74,7 +74,7 @@ class Tokenized(PretrainedMixin):
     )
 
     def read_tokenizer(self, find) -> None:
-        gpt2 = self.config.dataset in ("gsm8k", "text") and self.config.tokenizer == "gpt2"
+        gpt2 = self.config.dataset in (*QUESTIONS, "text") and self.config.tokenizer == "gpt2"
         self.tokenizer = load_tokenizer(self.config, "" if gpt2 else os.path.dirname(find("tokenizer.json")))
 
     def tokenize(self, prompts: str | list) -> tuple[Tensor, Tensor]:

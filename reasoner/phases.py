@@ -13,16 +13,13 @@ from common.checkpoint import clear_run, is_started, lock_run, read_config, weig
 from common.options import UserError, resumed
 from common.pretrained import load_checkpoint
 from reasoner.baselines import Coupled
-from reasoner.config import PHASES, ReasonerConfig
+from reasoner.config import DATA, PHASES, ReasonerConfig
 from reasoner.model import Reasoner, ReasonerTalker, Talker
 
 BEFORE = {"sst": "pretrain", "talker": "sst"}  # a phase starts from …
 
 # what a phase must have in common with the one before it: the data and the Reasoner
-SAME = (
-    *("dataset", "reasoning", "leaves", "depth", "labels", "levels", "tokenizer"),
-    *("n_layer", "n_head", "n_embd", "n_hidden"),
-)
+SAME = (*DATA, "tokenizer", "n_layer", "n_head", "n_embd", "n_hidden")
 
 
 def phases_of(config: ReasonerConfig) -> tuple[str, ...]:

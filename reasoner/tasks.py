@@ -4,7 +4,10 @@
             chain   "5 9 7"                                                   the route from the root to the goal
     cfg     prompt  "a c b b a :"                                             a string of the grammar below
             chain   "S1 A2 B1"                                                its derivation, leftmost first
-    gsm8k   prompt  the question            chain   the worked solution, or its equations
+    gsm8k, mwp, wordproblems
+            prompt  the question            chain   the worked solution, its equations "8-2=6 #### 6", or its program
+                    with α, β … for its     "α-β", which is computed afterwards
+                    numbers, where programs are asked for
 
 Splits are disjoint by construction: a tree or a string belongs to one of them, whatever the seed.
 """
@@ -14,9 +17,12 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from common import sources
 from common.options import UserError
-from common.sources import equations, load_gsm8k, parse_answer, same_answer, without_annotations
-from reasoner.config import ReasonerConfig
+from common.programs import compute, number_placeholders, program_of
+from common.sources import equations, load_folder, load_gsm8k, parse_answer, same_answer, without_annotations
+from common.word_problems import word_problems
+from reasoner.config import QUESTIONS, ReasonerConfig
 
 SPLIT_FRACTIONS = {"train": 0.8, "val": 0.1, "test": 0.1}  # of all possible trees and strings
 MAX_MISSES = 10_000  # draws without a new example after which there are hardly any more
@@ -24,11 +30,14 @@ MAX_MISSES = 10_000  # draws without a new example after which there are hardly 
 
 @dataclass(frozen=True)
 class Example:
-    """`sibling` (tree only): the chain's tokens, each replaced by its sibling in the tree ("" for the root)."""
+    """`sibling` (tree only): the chain's tokens, each replaced by its sibling in the tree ("" for the root).
+    `answer`, `numbers` (programs only): what the chain computes, from these numbers, pairs of placeholder and value."""
 
     prompt: str
     chain: str
     sibling: tuple = ()
+    answer: str = ""
+    numbers: tuple = ()
 
 
 def split_of(text: str) -> str:
@@ -231,12 +240,34 @@ def noisy_prompt(prompt: str, kind: str, rate: float, rng: random.Random, words:
     return " ".join([*kept, ":"])
 
 
-# ------------------------------------------------------------------------------------------------ GSM8K
+# -------------------------------------------------------------------------------------------- questions
+
+
+def questions(split: str, config: ReasonerConfig) -> list[sources.Example]:
+    """The questions of a data set; validation is the same training questions under every seed."""
+    if config.dataset == "wordproblems":
+        n = config.n_train if split == "train" else config.n_eval
+        return word_problems(split, n, config.difficulty, config.seed)
+    if config.dataset == "gsm8k":
+        return load_gsm8k(config.data_dir)[split]
+    if not config.data_dir:
+        raise UserError("--dataset mwp needs --data-dir DIR, a folder with mawps/fold0 … and asdiv-a/fold0 …")
+    folders = (f"{config.data_dir}/{name}/fold{config.fold}" for name in ("mawps", "asdiv-a"))
+    return [x for folder in folders for x in load_folder(folder)[split]]
+
+
+def with_program(x: sources.Example) -> Example:
+    """A question whose numbers are placeholders, and the program over them, "" where there is none."""
+    prompt, numbers = number_placeholders(x.question)
+    return Example(prompt, program_of(x) or "", answer=x.answer, numbers=tuple(numbers.items()))
 
 
 def solutions(split: str, config: ReasonerConfig) -> list[Example]:
-    """GSM8K with its solutions, or their equations, as the chain; validation is the same 500 training questions."""
-    found = load_gsm8k(config.data_dir)[split]
+    """Questions with their solutions, equations or programs as the chain. A question without a program is not trained
+    on, and is tested."""
+    found = questions(split, config)
+    if config.reasoning == "program":
+        return [x for x in map(with_program, found) if x.chain or split != "train"]
     if config.reasoning == "equations":
         return [Example(x.question, equations(x)) for x in found]
     return [Example(x.question, without_annotations(x.solution)) for x in found]
@@ -246,15 +277,21 @@ def solutions(split: str, config: ReasonerConfig) -> list[Example]:
 
 
 def is_correct(dataset: str, example: Example, text: str) -> bool:
-    """Is `text` the answer? GSM8K: the number behind ####; trees and strings: the whole chain, word by word."""
-    if dataset != "gsm8k":
+    """Is `text` the answer? Programs: what it computes; other questions: the number behind ####; trees and strings: the
+    whole chain, word by word."""
+    if example.answer:
+        return same_answer(compute(text, dict(example.numbers)), example.answer)
+    if dataset not in QUESTIONS:
         return text.split() == example.chain.split()
     answer = parse_answer(text)
     return answer is not None and same_answer(answer, parse_answer(example.chain) or "")
 
 
 def is_valid(config: ReasonerConfig, example: Example, text: str) -> bool:
-    """Could `text` be an answer at all? A walk down the tree from its root; a derivation; a solution with a number."""
+    """Could `text` be an answer at all? A walk down the tree from its root; a derivation; a program that computes
+    something; a solution with a number."""
+    if config.computes:
+        return bool(compute(text, dict(example.numbers)))
     if config.dataset == "tree":
         (root, edges), route = tree_of(example), text.split()
         return route[:1] == [root] and all(step in edges for step in zip(route, route[1:], strict=False))

@@ -38,7 +38,7 @@ from common.sources import parse_answer
 from common.tokenizers import Tokenizer
 from common.verdict import against, nearer, try_next
 from reasoner.baselines import Coupled
-from reasoner.config import PHASES, PRESETS, ReasonerConfig
+from reasoner.config import PHASES, PRESETS, QUESTIONS, ReasonerConfig
 from reasoner.data import Batch, TokenizedDataset, TokenizedPassages, load_examples, load_tokenizer, make_tokenizer
 from reasoner.experiments.measures import chain_accuracy, percent
 from reasoner.model import Reasoner, Talker
@@ -56,7 +56,8 @@ from reasoner.tasks import is_correct
 
 MODELS = {"pretrain": Reasoner, "sst": Reasoner, "talker": Talker, "coupled": Coupled}
 PROGRESS = {"loss": "loss", "cos_own": "cos matched", "cos_other": "mismatched", "chain_accuracy": "accuracy"}
-MEASURED = {"tree": "route_accuracy", "cfg": "derivation_accuracy", "gsm8k": "exact_match"}  # key in summary.json
+# key in summary.json
+MEASURED = {"tree": "route_accuracy", "cfg": "derivation_accuracy"} | dict.fromkeys(QUESTIONS, "exact_match")
 
 
 # ------------------------------------------------------------------------------------------- the options
@@ -216,10 +217,10 @@ def run_phase(phase: str, whole: ReasonerConfig, splits: dict, device: Device, d
 
 def control(config: ReasonerConfig, train: list, test: list) -> tuple[float, str]:
     """What no model is needed for -> (rate correct, in words): a guess at every step, of answers the majority class."""
-    if config.dataset == "gsm8k":
-        answers = Counter(filter(None, (parse_answer(x.chain) for x in train)))
+    if config.dataset in QUESTIONS:
+        answers = Counter(filter(None, (x.chain if config.computes else parse_answer(x.chain) for x in train)))
         answer = answers.most_common(1)[0][0] if answers else "0"
-        hits = sum(is_correct(config.dataset, x, f"#### {answer}") for x in test)
+        hits = sum(is_correct(config.dataset, x, answer if config.computes else f"#### {answer}") for x in test)
         return hits / len(test), f"always answering {answer}"
     known = config.dataset == "tree"  # the root is given; each step has two ways, each symbol two rules
     chance = sum(0.5 ** (len(x.chain.split()) - known) for x in test) / len(test)

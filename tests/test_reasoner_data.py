@@ -1,5 +1,6 @@
 """The Reasoner's tasks and batches: splits that cannot leak, chains that answer their prompts, text of any size."""
 
+import json
 import random
 from dataclasses import replace
 
@@ -9,15 +10,18 @@ from reasoner_tiny import tiny_config, whole_batch
 
 import reasoner.data
 from common.options import UserError
+from common.programs import compute
 from reasoner import corpus
 from reasoner.config import ReasonerConfig
 from reasoner.corpus import tokenized_rows
 from reasoner.data import TokenizedDataset, TokenizedPassages, WordTokenizer, load_examples, make_tokenizer
+from reasoner.experiments.trajectory import parse_equations
 from reasoner.tasks import (
     Example,
     derivations,
     derived_string,
     grammar,
+    is_correct,
     is_valid,
     noisy_prompt,
     split_of,
@@ -238,3 +242,61 @@ def test_a_thought_position_is_no_target():
     assert not (batch.all_ids == make_tokenizer(config, ()).pred).any()
     assert len(batch.all_ids) == batch.loss_denominators["all"]
     assert set(batch.chain_at.tolist()) <= set(batch.all_at.tolist())
+
+
+# -------------------------------------------------------------------------------------------- questions
+
+
+@pytest.fixture
+def mwp(tmp_path):
+    """A folder as `--dataset mwp` reads it: three questions in each data set, fold and split."""
+    for name in ("mawps", "asdiv-a"):
+        for fold in (0, 1):
+            folder = tmp_path / name / f"fold{fold}"
+            folder.mkdir(parents=True)
+            rows = [
+                {"question": f"{name} {'ab'[fold]} has 8 and 2 cups", "answer": f"<<{text}>> #### {text[-1]}"}
+                for text in ("8-2=6", "8/2=4", "9-2=7")
+            ]
+            for split in ("train", "val", "test"):
+                text = "".join(json.dumps(row | {"question": f"{split} {row['question']}"}) + "\n" for row in rows)
+                (folder / f"{split}.jsonl").write_text(text, encoding="utf-8")
+    return tmp_path
+
+
+def test_programs_are_the_chain_and_what_they_compute_decides(mwp):
+    config = tiny_config(dataset="mwp", data_dir=str(mwp), reasoning="program", fold=1)
+    train, test = load_examples("train", config), load_examples("test", config)
+    assert [x.chain for x in train] == ["α-β", "α/β", "9-β"] * 2
+    assert test[1].prompt == "test mawps b has α and β cups"
+    for text, correct in (("α-β", True), ("α-2", True), ("β-α", False), ("α-γ", False), ("", False)):
+        assert is_correct("mwp", test[0], text) is correct
+    with pytest.raises(UserError, match="--data-dir"):
+        load_examples("train", replace(config, data_dir=""))
+
+
+def test_a_question_without_a_program_is_not_trained_on_and_counts_as_wrong(mwp):
+    path = mwp / "mawps/fold0/{}.jsonl"
+    for split in ("train", "test"):
+        with open(str(path).format(split), "a", encoding="utf-8") as file:
+            file.write(json.dumps({"question": "how many?", "answer": "many #### 5"}) + "\n")
+    config = tiny_config(dataset="mwp", data_dir=str(mwp), reasoning="program")
+    train, test = load_examples("train", config), load_examples("test", config)
+    assert len(train) == 6 and len(test) == 7
+    asked = next(x for x in test if x.prompt == "how many?")
+    assert not is_correct("mwp", asked, asked.chain)
+
+
+def test_generated_problems_of_three_steps_are_chains_of_three_equations_that_hold():
+    config = tiny_config(dataset="wordproblems", reasoning="equations", difficulty=6)
+    for example in load_examples("test", config):
+        chain = parse_equations(example.chain)
+        assert len(chain) == 3 and all(float(compute(left, {})) == result for left, result in chain)
+        assert [left.split(op)[0] for (left, _), op in zip(chain[1:], _ops(chain[1:]), strict=True)] == [
+            f"{result:.0f}" for _, result in chain[:2]
+        ]
+        assert is_correct("wordproblems", example, example.chain)
+
+
+def _ops(chain):
+    return [next(c for c in left if c in "+-*") for left, _ in chain]

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from common.plots import BLUE, GREEN, ORANGE, figure
 from common.stats import bootstrap_mean, clustered_mean, paired_difference, wilson
-from reasoner.config import EvalConfig
+from reasoner.config import QUESTIONS, EvalConfig
 from reasoner.experiments.measures import correct, rollouts
 from reasoner.experiments.trajectory import parse_equations, score
 from reasoner.model import Reasoner, ReasonerTalker
@@ -68,7 +68,7 @@ def measure_setting(
             texts += read(pad_sequence(latents[i : i + n], batch_first=True).to(reasoner.device))
         right = sum(correct(reasoner, examples, texts))
         row[reader] = {"share": right / len(examples), "ci95": wilson(right, len(examples))}
-        if reasoner.config.dataset == "gsm8k":
+        if reasoner.config.dataset in QUESTIONS and not reasoner.config.computes:
             row[f"equations_{reader}"] = equations_that_hold(examples, texts, seed)
     return row, hits
 
