@@ -22,7 +22,7 @@ from common.losses import cosine, cross_entropy
 from common.transformer import positions_of
 from reasoner.config import ReasonerConfig
 from reasoner.data import Batch
-from reasoner.parts import HUB, Tokenized, add_noise, make_trunk, rms_norm, token_accuracy
+from reasoner.parts import HUB, Tokenized, add_noise, make_trunk, rms_norm, token_accuracy, with_chain_noise
 
 
 def talker_blocks(config: ReasonerConfig) -> int:
@@ -68,6 +68,8 @@ class Coupled(Tokenized, nn.Module, PyTorchModelHubMixin, **HUB):
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Batch -> (loss, metrics): next-token cross-entropy; coupled-talker adds k (1 - cos) on its latents."""
         config, x = self.config, self.embed(batch.tokens)
+        if self.training and config.sst_noise:
+            x = with_chain_noise(x, batch, config.sst_noise)
         if config.n_thoughts:
             r = h = self.think(x, batch)
         else:

@@ -96,7 +96,9 @@ class ReasonerConfig(LoopConfig):
     contrast: float = opt(0.0, "weight of a cross-entropy over all embeddings, added to the cosine loss", low=0.0)
     rollout: int = opt(0, "further passes over the model's own latents, with loss, after the teacher-forced one", low=0)
     sst_sampling: bool = opt(False, "these passes have own latents at random positions only, a fraction drawn per row")
-    sst_noise: float = opt(0.0, "Gaussian noise on the chain's inputs, its norm drawn per row from 0 to this", low=0.0)
+    sst_noise: float = opt(
+        0.0, "Gaussian noise on the chain's inputs, its norm drawn per row from 0 to this (baselines, too)", low=0.0
+    )
     sharpen: float = opt(
         0.0, "temperature at which a latent is fed back as a mixture of embeddings (0: as it is)", low=0.0
     )
@@ -124,10 +126,8 @@ class ReasonerConfig(LoopConfig):
             raise UserError("--sst-sampling: own latents are inputs in further passes only; give --rollout, too")
         if self.contrast and self.sst_loss == "hard":
             raise UserError("--contrast is added to the cosine loss; --sst-loss hard has none")
-        if self.model != "decoupled" and (self.sharpen or self.sst_noise or self.contrast):
-            raise UserError(
-                f"--model {self.model} has no chain of latents: --sharpen, --sst-noise, --contrast are for one"
-            )
+        if self.model != "decoupled" and (self.sharpen or self.contrast):
+            raise UserError(f"--model {self.model} has no chain of latents: --sharpen and --contrast are for one")
 
     @property
     def computes(self) -> bool:

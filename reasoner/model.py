@@ -29,7 +29,7 @@ from common.options import UserError
 from common.transformer import Block, init_block_weights, positions_of, rotary_cos_sin
 from reasoner.config import ReasonerConfig
 from reasoner.data import Batch
-from reasoner.parts import HUB, Tokenized, add_noise, make_trunk, rms_norm, token_accuracy
+from reasoner.parts import HUB, Tokenized, add_noise, make_trunk, rms_norm, token_accuracy, with_chain_noise
 
 TEMPERATURE = 0.07  # of the cross-entropy under --sst-loss hard, where cosines are logits; CLIP's initial value
 
@@ -121,12 +121,12 @@ class Reasoner(Tokenized, nn.Module, PyTorchModelHubMixin, **HUB):
         that in pass i the first i inputs are exactly those of a free-running chain; all passes have the same weight.
         --sst-noise adds noise to the chain's inputs, in training alone.
         """
-        true_tokens, is_chain = self.inputs(batch.tokens), batch.is_chain()[..., None]  # (B, T, C), (B, T, 1)
+        true_tokens = self.inputs(batch.tokens)  # (B, T, C)
         denominator, r, losses, metrics = batch.loss_denominators["chain"], None, [], {}
         for i in range(1 + self.config.rollout):
             x = true_tokens if r is None else self.own_inputs(true_tokens, r, batch)
             if self.training and self.config.sst_noise:
-                x = add_noise(x, is_chain * self.config.sst_noise * x.new_empty(len(x), 1, 1).uniform_())
+                x = with_chain_noise(x, batch, self.config.sst_noise)
             r = self.hidden_states(x).flatten(0, 1)[batch.chain_at]  # (K, C)
             cos = cosine(r, self.target(batch.chain_ids))  # (K,)
             losses.append(self.latent_loss(r, cos, batch.chain_ids).sum() / denominator)

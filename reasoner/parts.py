@@ -57,6 +57,11 @@ def add_noise(x: Tensor, norm: float | Tensor, generator: torch.Generator | None
     return x + noise * (norm * x.size(-1) ** -0.5 * x.norm(dim=-1, keepdim=True))
 
 
+def with_chain_noise(x: Tensor, batch: Batch, norm: float) -> Tensor:
+    """Inputs x (B, T, C) with Gaussian noise on the chain's, its norm drawn per row from 0 to `norm` times theirs."""
+    return add_noise(x, batch.is_chain()[..., None] * norm * x.new_empty(len(x), 1, 1).uniform_())
+
+
 class Tokenized(PretrainedMixin):
     """A checkpoint with the tokenizer of its data."""
 

@@ -193,6 +193,16 @@ def test_noise_in_training_is_on_the_chains_inputs_alone_and_never_in_validation
     assert max(x.mean() for x in of_rows) > 0.6 and min(x.mean() for x in of_rows) < 0.2  # drawn per row
 
 
+@pytest.mark.parametrize("kind", ["coupled", "coupled-talker"])
+def test_a_baselines_noise_in_training_is_on_the_chains_inputs_alone_and_never_in_validation(kind):
+    model, batch = tiny_model(Coupled, model=kind, sst_noise=0.8), whole_batch(tiny_config())
+    true, seen, hidden_states = model.embed(batch.tokens), [], model.hidden_states
+    model.hidden_states = lambda x, position_ids: seen.append(x) or hidden_states(x, position_ids)
+    model(batch)
+    model.train()(batch)
+    assert torch.equal(seen[0], true) and torch.equal((seen[1] != true).any(-1), batch.is_chain())
+
+
 def test_sampled_inputs_are_own_latents_at_some_positions_and_true_tokens_at_the_others():
     reasoner, batch = tiny_model(Reasoner, trained="sst", rollout=1, sst_sampling=True), whole_batch(tiny_config())
     true, own = seen_inputs(reasoner, batch)  # validation: own latents everywhere
