@@ -60,8 +60,9 @@ class ReasonerConfig(LoopConfig):
     levels: int = opt(4, "cfg: levels of the grammar above its terminals; 3 have 1,872 strings, 4 billions", (3, 4))
     reasoning: str = opt(
         "solution",
-        "questions: the chain is the worked solution, its equations, or its program over the question's numbers",
-        ("solution", "equations", "program"),
+        "questions: the chain is the worked solution, its equations, its program over the question's numbers, or its "
+        "equations with one latent each (steps)",
+        ("solution", "equations", "program", "steps"),
     )
     tokenizer: str = opt("bpe:4096", "questions, text: gpt2 (tiktoken), or bpe:N or words:N of the training split")
     block_size: int = opt(256, "longest row in tokens, prompt and chain", low=8)
@@ -126,6 +127,10 @@ class ReasonerConfig(LoopConfig):
             raise UserError("--sst-sampling: own latents are inputs in further passes only; give --rollout, too")
         if self.contrast and self.sst_loss == "hard":
             raise UserError("--contrast is added to the cosine loss; --sst-loss hard has none")
+        if self.of_steps and (self.model != "decoupled" or self.talker == "dual" or self.rollout or self.sst_noise):
+            raise UserError(
+                "--reasoning steps: its chain is its own; leave out --model, --talker, --rollout, --sst-noise"
+            )
         if self.model != "decoupled" and (self.sharpen or self.contrast):
             raise UserError(f"--model {self.model} has no chain of latents: --sharpen and --contrast are for one")
 
@@ -133,6 +138,11 @@ class ReasonerConfig(LoopConfig):
     def computes(self) -> bool:
         """Are chains programs, computed after they are generated?"""
         return self.dataset in QUESTIONS and self.reasoning == "program"
+
+    @property
+    def of_steps(self) -> bool:
+        """Does a latent stand for a step, and not for a token?"""
+        return self.dataset in QUESTIONS and self.reasoning == "steps"
 
     @property
     def n_thoughts(self) -> int:
@@ -235,9 +245,9 @@ PRESETS = {
             dropout=0.2,
             talker_layer=1,
             batch_size=32,
-            epochs=12,
-            sst_epochs=6,
-            talker_epochs=6,
+            epochs=6,
+            sst_epochs=3,
+            talker_epochs=3,
             lr=2e-3,
             sst_lr=2e-3,
             weight_decay=0.1,

@@ -52,7 +52,9 @@ def check_run(run: str, model, what: str) -> None:
     config, needed = model.config, DATASET.get(what)
     if needed and config.dataset not in needed:
         raise UserError(f"{run} was trained on {config.dataset}; --what {what} needs {' or '.join(needed)}")
-    if what == "trajectory" and config.reasoning != "equations":
+    if config.of_steps and what != "trajectory":
+        raise UserError(f"{run} was trained with --reasoning steps, of which --what {what} knows nothing")
+    if what == "trajectory" and config.reasoning not in ("equations", "steps"):
         raise UserError(f"{run} was trained with --reasoning {config.reasoning}; --what trajectory reads equations")
     if what in ("containment", "talker", "dial") and config.dataset == "text":
         raise UserError(f"{run} was trained on text, where there is no correct answer")
@@ -104,7 +106,7 @@ def with_controls(models: dict) -> dict:
     """The models, and each Reasoner without its Talker: its latents read by the nearest embedding, and fed tokens."""
     controls = {}
     for run, model in models.items():
-        if isinstance(model, ReasonerTalker):
+        if isinstance(model, ReasonerTalker) and not model.config.of_steps:
             controls[f"{run}, by the nearest embedding"] = NearestDecoder(model.reasoner)
             controls[f"{run}, tokens fed back"] = NearestDecoder(model.reasoner, feed_tokens=True)
     return models | controls

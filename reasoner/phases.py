@@ -15,6 +15,7 @@ from common.pretrained import load_checkpoint
 from reasoner.baselines import Coupled
 from reasoner.config import DATA, PHASES, ReasonerConfig
 from reasoner.model import Reasoner, ReasonerTalker, Talker
+from reasoner.steps import StepReasoner, StepTalker
 
 BEFORE = {"sst": "pretrain", "talker": "sst"}  # a phase starts from …
 
@@ -55,10 +56,15 @@ def read_phase(folder: str | Path, phase: str) -> ReasonerConfig:
     return config
 
 
-def load_phase(cls, folder: str | Path, phase: str, device: torch.device | str = "cpu"):
+def class_of(config: ReasonerConfig, phase: str) -> type:
+    """The model of a phase. Under --reasoning steps pretraining is a Reasoner's as ever."""
+    sst, talker = (StepReasoner, StepTalker) if config.of_steps else (Reasoner, Talker)
+    return {"pretrain": Reasoner, "sst": sst, "talker": talker, "coupled": Coupled}[phase]
+
+
+def load_phase(folder: str | Path, phase: str, device: torch.device | str = "cpu"):
     """The checkpoint of a phase -> model, in eval mode; a UserError reports what is missing or differs."""
-    read_phase(folder, phase)
-    return load_checkpoint(cls, folder, device)
+    return load_checkpoint(class_of(read_phase(folder, phase), phase), folder, device)
 
 
 def load_run(run: str | Path, device: torch.device | str = "cpu") -> ReasonerTalker | Coupled:
@@ -66,10 +72,10 @@ def load_run(run: str | Path, device: torch.device | str = "cpu") -> ReasonerTal
     run = Path(run)
     config = read_config(run, ReasonerConfig, f"python -m reasoner.train --run {run}", needed=("config.json",))
     if config.model != "decoupled":
-        return load_phase(Coupled, run / "coupled", "coupled", device)
+        return load_phase(run / "coupled", "coupled", device)
     earlier = Path((config.init if config.phase == "talker" else "") or run / "sst")
-    reasoner = load_phase(Reasoner, earlier, "sst", device)
-    talker = load_phase(Talker, run / "talker", "talker", device)
+    reasoner = load_phase(earlier, "sst", device)
+    talker = load_phase(run / "talker", "talker", device)
     if talker.config.init_sha != weights_hash(earlier):
         raise UserError(
             f"{run / 'talker'} was trained on other latents than those now in {earlier}; "

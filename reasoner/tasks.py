@@ -270,6 +270,8 @@ def solutions(split: str, config: ReasonerConfig) -> list[Example]:
         return [x for x in map(with_program, found) if x.chain or split != "train"]
     if config.reasoning == "equations":
         return [Example(x.question, equations(x)) for x in found]
+    if config.reasoning == "steps":  # each ends with a comma, the answer is the last
+        return [Example(x.question, equations(x).replace(" #### ", ", #### ")) for x in found]
     return [Example(x.question, without_annotations(x.solution)) for x in found]
 
 

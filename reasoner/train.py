@@ -44,6 +44,7 @@ from reasoner.experiments.measures import chain_accuracy, percent
 from reasoner.model import Reasoner, Talker
 from reasoner.phases import (
     BEFORE,
+    class_of,
     clear_whole_run,
     folder_before,
     load_phase,
@@ -54,7 +55,6 @@ from reasoner.phases import (
 )
 from reasoner.tasks import is_correct
 
-MODELS = {"pretrain": Reasoner, "sst": Reasoner, "talker": Talker, "coupled": Coupled}
 PROGRESS = {"loss": "loss", "cos_own": "cos matched", "cos_other": "mismatched", "chain_accuracy": "accuracy"}
 # key in summary.json
 MEASURED = {"tree": "route_accuracy", "cfg": "derivation_accuracy"} | dict.fromkeys(QUESTIONS, "exact_match")
@@ -136,10 +136,10 @@ def tokenized_splits(config: ReasonerConfig, splits: dict, tokenizer: Tokenizer)
 def make_model(config: ReasonerConfig, tokenizer: Tokenizer, reasoner: Reasoner | None) -> Reasoner | Talker | Coupled:
     """A new model; self-supervised training starts from the pretrained Reasoner."""
     torch.manual_seed(config.seed)
-    model = MODELS[config.trained](config)
+    model = class_of(config, config.trained)(config)
     model.tokenizer = tokenizer
     if config.trained == "sst":
-        model.load_state_dict(reasoner.state_dict())
+        model.load_state_dict(reasoner.state_dict(), strict=not config.of_steps)  # whose auxiliary decoder is new
         model.target.weight.data.copy_(model.embed.weight)
     return model
 
@@ -170,7 +170,7 @@ def run_phase(phase: str, whole: ReasonerConfig, splits: dict, device: Device, d
         distributed.print(f"{phase}: finished, in {config.run}")
         return done
 
-    reasoner = load_phase(Reasoner, earlier, BEFORE[phase], device.device) if earlier else None
+    reasoner = load_phase(earlier, BEFORE[phase], device.device) if earlier else None
     tokenizer = tokenizer_of(config, reasoner, splits["train"])
     train, val = tokenized_splits(config, splits, tokenizer)
     config.vocab_size = tokenizer.n_vocab
@@ -243,7 +243,7 @@ def report(config: ReasonerConfig, summary: dict) -> str:
         lines.append(nearer(latents["val_cos_own"], latents["val_cos_other"], "token"))
     lines.append(f"\nthe run is in {run}/, a folder a phase, its curves inside")
     what = {"tree": "tree", "cfg": "cfg"}.get(config.dataset)
-    what = what or ("trajectory" if config.reasoning == "equations" else "containment")
+    what = what or ("trajectory" if config.reasoning in ("equations", "steps") else "containment")
     page = ["main.py"] if config.model == "decoupled" else []
     return "\n".join([*lines, try_next(run, *page, f"-m reasoner.evaluate --what {what}")])
 

@@ -27,7 +27,7 @@ from reasoner.config import PRESETS
 from reasoner.data import load_examples
 from reasoner.experiments.measures import chain_accuracy, exposure_gap, rollouts
 from reasoner.experiments.tree import mixed_latents, unit_embeddings
-from reasoner.model import Reasoner, ReasonerTalker, Talker
+from reasoner.model import Reasoner, ReasonerTalker
 from reasoner.phases import load_phase
 from results.runs import ROOT, folder_of, slug, train_once
 
@@ -63,7 +63,7 @@ def train(phase: str, name: str, options: str, args) -> Path:
 @torch.no_grad()
 def measure_sst(folder: Path, examples: list) -> dict:
     """A Reasoner without a Talker: routes read by the nearest embedding; cosines; is anything collapsing?"""
-    reasoner, summary = load_phase(Reasoner, folder, "sst"), read_json(folder / "summary.json")
+    reasoner, summary = load_phase(folder, "sst"), read_json(folder / "summary.json")
     t, latents = reasoner.tokenizer, rollouts(reasoner, examples)
     gold = [[*ids, t.eos] for ids in t.encode([x.chain for x in examples])]
     hits = sum(reasoner.nearest(r).tolist() == ids for r, ids in zip(latents, gold, strict=True))
@@ -85,7 +85,7 @@ def measure_sst(folder: Path, examples: list) -> dict:
 @torch.no_grad()
 def measure_talker(folder: Path, examples: list, reasoner: Reasoner) -> dict:
     """The same chains, put into words by this Talker."""
-    talker = load_phase(Talker, folder, "talker")
+    talker = load_phase(folder, "talker")
     accuracy, ci95, _ = chain_accuracy(ReasonerTalker(reasoner, talker), examples)
     return {"route_accuracy": accuracy, "ci95": ci95, "n_params": talker.n_params()}
 
@@ -121,7 +121,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, default=ROOT / "results/reasoner_ablations.json")
     args = parser.parse_args(argv)
 
-    reasoner = load_phase(Reasoner, args.run / "sst", "sst")
+    reasoner = load_phase(args.run / "sst", "sst")
     examples = load_examples("test", reasoner.config)
     jobs = [("sst", *x, args) for x in SST.items()] + [("talker", *x, args) for x in TALKER.items()]
     with ThreadPoolExecutor(args.jobs) as pool:

@@ -26,7 +26,6 @@ from reasoner.config import PRESETS, EvalConfig
 from reasoner.data import load_examples
 from reasoner.experiments.dial import LATENT, SETTINGS, TOKENS, draw, in_words, measure_setting
 from reasoner.experiments.measures import exposure_gap
-from reasoner.model import Reasoner
 from reasoner.phases import load_phase
 from results.runs import ROOT, folder_of, slug, train_once
 
@@ -58,7 +57,7 @@ def train(name: str, args) -> Path:
 def measure(folder: Path, fed_back: list[str], limit: int, noise: list[float], first: dict) -> dict:
     """One variant -> exposure gap, and for each way to feed back a row for each noise. `first`: the token accuracy of
     each example of the first variant's latents, filled in and compared with."""
-    reasoner, config = load_phase(Reasoner, folder, "sst"), EvalConfig()
+    reasoner, config = load_phase(folder, "sst"), EvalConfig()
     examples = load_examples("test", reasoner.config)[: limit or None]
     result = {"n": len(examples), "train_seconds": read_json(folder / "summary.json")["train_seconds"]}
     result |= exposure_gap(reasoner, examples)

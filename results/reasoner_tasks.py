@@ -30,7 +30,7 @@ from common.stats import clustered_mean
 from reasoner.config import PRESETS
 from reasoner.data import load_examples
 from reasoner.experiments.dial import equations_that_hold
-from reasoner.experiments.measures import correct, exposure_gap, generate
+from reasoner.experiments.measures import correct, exposure_gap, generate, rollouts
 from reasoner.model import NearestDecoder, ReasonerTalker
 from reasoner.phases import load_run
 from results.runs import ROOT, folder_of, slug, train_once
@@ -44,6 +44,7 @@ MODELS = {
     "JEPA-Reasoner": "",
     "JEPA-Reasoner, trunk as many steps": "--sst-epochs {as_many}",
     "JEPA-Reasoner, noise": "--sst-noise 0.8",
+    "JEPA-Reasoner, a latent a step": "--reasoning steps",
 }
 FIRST = "coupled"  # what the others are compared with
 SHARPEN = 0.01
@@ -63,7 +64,10 @@ def answers(model, examples: list) -> dict:
     began = time.perf_counter()
     texts = generate(model, examples)
     seconds = time.perf_counter() - began
-    chain = [len(ids) + 1 + model.config.n_thoughts for ids in model.tokenizer.encode(texts)]  # with [EOS]
+    if model.config.of_steps:
+        chain = [len(latents) for latents in rollouts(model.reasoner, examples)]
+    else:
+        chain = [len(ids) + 1 + model.config.n_thoughts for ids in model.tokenizer.encode(texts)]  # with [EOS]
     hits = [int(x) for x in correct(model, examples, texts)]
     return {"correct": hits, "texts": texts, "chain": mean(chain), "seconds": seconds / len(examples)}
 
@@ -77,14 +81,15 @@ def measure(run: Path) -> dict:
     examples = load_examples("test", model.config)
     result = {name: summary[name] for name in ("n_params", "steps", "train_seconds", "control", "control_is")}
     models = {"": model}
-    if isinstance(model, ReasonerTalker):
+    of_tokens = isinstance(model, ReasonerTalker) and not model.config.of_steps
+    if of_tokens:
         result["exposure"] = exposure_gap(model.reasoner, examples)
         models |= {
             ", by the nearest embedding": NearestDecoder(model.reasoner),
             ", tokens fed back": NearestDecoder(model.reasoner, feed_tokens=True),
         }
     result["answers"] = {name: answers(x, examples) for name, x in models.items()}
-    if isinstance(model, ReasonerTalker):
+    if of_tokens:
         model.reasoner.config.sharpen = SHARPEN
         result["answers"][f", sharpened, τ = {SHARPEN}"] = answers(model, examples)
     result["examples"] = [x.prompt for x in examples]

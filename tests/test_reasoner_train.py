@@ -105,7 +105,7 @@ def test_a_phase_is_not_loaded_as_another_phase_or_another_system():
     with pytest.raises(UserError, match="of system 'reasoner', not of nanojepa"):
         load_nanojepa(run / "sst")
     with pytest.raises(UserError, match="of phase 'pretrain'; needed is one of 'sst'"):
-        load_phase(Reasoner, run / "pretrain", "sst")
+        load_phase(run / "pretrain", "sst")
 
 
 def test_a_single_phase_takes_epochs_as_its_own_in_its_first_run_and_resumed(tmp_path):

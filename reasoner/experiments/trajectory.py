@@ -90,7 +90,7 @@ def measure(models: dict, examples: list[Example], config: EvalConfig) -> dict:
             none = {"mean": 0.0, "ci95": wilson(0, 0)}
             row[key] = clustered_mean(*zip(*steps[key], strict=True), config.seed) if steps[key] else none
             row[key]["n"] = len(steps[key])
-        if isinstance(model, ReasonerTalker):
+        if isinstance(model, ReasonerTalker) and not model.config.of_steps:
             row["exposure"] = exposure_gap(model.reasoner, examples, config.batch_size)
         print_row(name, row)
         result[name] = row
