@@ -70,8 +70,7 @@ class Reasoner(Tokenized, nn.Module, PyTorchModelHubMixin, **HUB):
         Under --norm l2 the RMS norm is skipped. Under --norm rms the sphere is; hidden states are then divided by C^½,
         the norm that RMSNorm gives at first, so that what is fed back is as large as what was read in training.
         """
-        if position_ids is None:
-            position_ids = positions_of(x)
+        position_ids = positions_of(x) if position_ids is None else position_ids
         h = self.trunk(x * x.size(-1) ** 0.5, position_ids, mask, cache)  # to unit mean square, as the blocks' own
         if not self.latent or self.config.norm != "l2":
             h = self.norm_out(h)
@@ -90,8 +89,7 @@ class Reasoner(Tokenized, nn.Module, PyTorchModelHubMixin, **HUB):
         No token is read: it is a function of the latent alone. `sharpen` is the temperature, 0 for r itself, None as
         trained. As Soft Thinking (Zhang et al. 2025, arXiv 2505.15778) does with a language model's probabilities.
         """
-        temperature = self.config.sharpen if sharpen is None else sharpen
-        if not temperature:
+        if not (temperature := self.config.sharpen if sharpen is None else sharpen):
             return r
         return self.onto_sphere((self.cosines(r) / temperature).softmax(-1) @ self.onto_sphere(self.embed.weight))
 
@@ -220,23 +218,26 @@ class Reasoner(Tokenized, nn.Module, PyTorchModelHubMixin, **HUB):
 
         intervene(step, what is fed back (B, C)) -> (B, C): fed back instead, to see how a wrong thought spreads.
         """
-        B, limit, eos = len(x), max_chain or self.config.max_chain, self.tokenizer.eos
+        B, limit = len(x), max_chain or self.config.max_chain
         cache, valid = [[] for _ in self.trunk.blocks], positions_of(x) < length[:, None]  # (B, T)
         h = self.hidden_states(x, cache=cache)  # causal: padding stands behind and is not seen
         r = h[torch.arange(B, device=x.device), length - 1]  # (B, C)
         latents, running = [], torch.ones(B, dtype=torch.bool, device=x.device)
         for step in range(limit):
             latents.append(r * running[:, None])
-            running = running & (self.nearest(r) != eos)
+            running = running & ~self.ends(r)
             if step + 1 == limit or not running.any():
                 break
             r = self.feed_back(r, sharpen)
-            r = r if intervene is None else intervene(step, r)
-            r = add_noise(r, noise, generator)
+            r = add_noise(r if intervene is None else intervene(step, r), noise, generator)
             valid = F.pad(valid, (0, 1), value=True)
             position_ids = (length + step)[:, None]  # (B, 1)
             r = self.hidden_states(r[:, None], position_ids, valid[:, None, None, :], cache)[:, -1]
         return torch.stack(latents, 1)
+
+    def ends(self, latents: Tensor) -> Tensor:
+        """latents (…, C) -> (…) bool: does a chain end with it?"""
+        return self.nearest(latents) == self.tokenizer.eos
 
     def nearest(self, latents: Tensor) -> Tensor:
         """latents (…, C) -> ids (…) of the nearest target embeddings."""

@@ -1,14 +1,14 @@
 """A latent for a whole step: one latent an equation, and a Talker that writes each step's tokens (--reasoning steps).
 
-    prompt ──► Reasoner ──► r1 ──► r2 ──► r3 ──► r4 ≈ [EOS]               the chain is as long as the solution has steps
+    prompt ──► Reasoner ──► r1 ──► r2 ──► r3 (the last: a linear stop)    the chain is as long as the solution has steps
                             │      │      │
                      Talker ▼      ▼      ▼
               "12+30=42,"  "42*2=84,"  "#### 84 [EOS]"                    all steps at once; nothing comes back
 
     pretrain  as ever: next-token cross-entropy on the equations
-    sst       an auxiliary decoder makes each latent say its own step; k (1 - cos) to [EOS] for the one behind the last.
-              The chain reads its own latents in training as in use, so there is no exposure gap. The decoder is thrown
-              away: SIM-CoT (Wei et al. 2025, arXiv 2509.20317)
+    sst       an auxiliary decoder makes each latent say its own step, and the last one is told from the others. The
+              chain reads its own latents in training as in use: no exposure gap. The decoder is not used afterwards:
+              SIM-CoT (Wei et al. 2025, arXiv 2509.20317)
     talker    cross-entropy of each step's tokens given its frozen latent
 
 A step ends with "," or [EOS].
@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor
 
-from common.losses import cosine, cross_entropy
+from common.losses import cross_entropy
 from common.transformer import positions_of
 from reasoner.config import ReasonerConfig
 from reasoner.data import Batch
@@ -59,6 +59,11 @@ class Steps:
     def real(self) -> Tensor:
         """(B, S) bool: the steps that a chain has."""
         return self.tokens[..., 0] >= 0
+
+    @property
+    def last(self) -> Tensor:
+        """(B, S) bool: the last one of each."""
+        return torch.arange(self.real.size(1), device=self.count.device) == self.count[:, None] - 1
 
 
 class StepDecoder(nn.Module):
@@ -104,7 +109,14 @@ class StepReasoner(Reasoner):
 
     def __init__(self, config: ReasonerConfig):
         super().__init__(config)
-        self.decoder = StepDecoder(config)  # for training alone
+        self.decoder, self.stop = StepDecoder(config), nn.Linear(config.n_embd, 1)  # the decoder for training alone
+
+    def n_params(self) -> int:
+        """Without the auxiliary decoder, which is of no use after training."""
+        return super().n_params() - sum(p.numel() for p in self.decoder.parameters())
+
+    def ends(self, latents: Tensor) -> Tensor:
+        return self.stop(latents)[..., 0] > 0
 
     def think(self, batch: Batch, n: int) -> Tensor:
         """Batch -> the first n latents of each chain (B, n, C), each the next input, gradients and all."""
@@ -121,20 +133,19 @@ class StepReasoner(Reasoner):
         return torch.stack(latents, 1)
 
     def self_supervised(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross-entropy of each step's tokens given its latent, and k (1 - cos) to [EOS] for the latent behind."""
+        """Cross-entropy of each step's tokens given its latent, and of whether it is the last."""
         steps, n = Steps.of(batch.chain, comma_of(self.tokenizer)), batch.loss_denominators["chain"]
-        r = self.think(batch, int(steps.count.max()) + 1)  # (B, S + 1, C)
-        loss, hits = self.decoder.loss(r[:, :-1][steps.real], steps.tokens[steps.real])
-        last = r[torch.arange(len(r), device=r.device), steps.count]  # (B, C)
-        end = cosine(last, self.target.weight[self.tokenizer.eos].expand_as(last))
+        r = self.think(batch, steps.real.size(1))[steps.real]  # (M, C)
+        loss, hits = self.decoder.loss(r, steps.tokens[steps.real])
+        stop = F.binary_cross_entropy_with_logits(self.stop(r)[:, 0], steps.last[steps.real].to(r), reduction="sum")
         metrics = {"token_loss": loss.detach() / n, "chain_accuracy": hits / n}
-        return (loss + self.config.k * (1 - end).sum()) / n, metrics
+        return (loss + stop) / n, metrics
 
     @torch.no_grad()
     def teacher_forced(self, batch: Batch) -> Tensor:
         """Batch -> latents (B, S, C), zeros behind a chain's end: own ones, as in use."""
         steps = Steps.of(batch.chain, comma_of(self.tokenizer))
-        return self.think(batch, int(steps.count.max())) * steps.real[..., None]
+        return self.think(batch, steps.real.size(1)) * steps.real[..., None]
 
 
 class StepTalker(Tokenized, nn.Module, PyTorchModelHubMixin, **HUB):
