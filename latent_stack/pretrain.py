@@ -27,7 +27,7 @@ from latent_stack.pairs import Pair, load_pairs
 
 STAGES = ("words", "pretrain")
 N_VAL = 100  # sentences of the validation loss
-WORDS_BATCH = 64  # sentences of a step without the language model
+WORDS_BATCH, WORDS_LR = 64, 2e-3  # of the stage without the language model
 
 
 def of_length(pairs: list[Pair], model: LatentStack, longest: int) -> list[Pair]:
@@ -36,12 +36,30 @@ def of_length(pairs: list[Pair], model: LatentStack, longest: int) -> list[Pair]
     return [p for p, row in zip(pairs, ids, strict=True) if 3 <= len(row) <= longest]
 
 
+def random_words(model: LatentStack, n: int, longest: int, seed: int) -> list[Pair]:
+    """n lists of words of the language model's vocabulary, all words equally often: sentences have few of them, and a
+    name that no soft token ever was cannot be said back."""
+    tokenizer, rng = model.backbones.lm_tokenizer, random.Random(seed)
+    found = [token[1:] for token in tokenizer.get_vocab() if token[0] in "Ġ▁" and len(token) > 2]
+    words, pairs, bag = sorted(word for word in found if word.isalpha() and word.isascii()), [], []
+    if not words:
+        raise UserError("--pretrain-random: the language model's tokenizer does not mark where a word begins")
+    while len(pairs) < n:
+        k = rng.randint(3, longest - 2)
+        if len(bag) < k:
+            bag = rng.sample(words, len(words)) + bag
+        text = " ".join(bag.pop() for _ in range(k))
+        pairs.append(Pair(text, text))
+    return of_length(pairs, model, longest)
+
+
 def stage_configs(config: StackConfig) -> list[StackConfig]:
     """The two stages as runs of their own: said back is what --dataset texts has."""
     same = dict(dataset="texts", data_dir=config.pretrain, pretrain="", max_target=config.pretrain_tokens)
     same |= dict(max_steps=0, eval_every=0, max_new_tokens=config.pretrain_tokens + 4)
     folders = {name: str(Path(config.run) / name) for name in STAGES}
-    words = replace(config, run=folders["words"], epochs=config.pretrain_words, batch_size=WORDS_BATCH, **same)
+    schedule = dict(epochs=config.pretrain_words, batch_size=WORDS_BATCH, lr=WORDS_LR)
+    words = replace(config, run=folders["words"], **schedule, **same)
     return [words, replace(config, run=folders["pretrain"], epochs=1, **same)]
 
 
@@ -69,6 +87,8 @@ def sentences(model: LatentStack, config: StackConfig) -> tuple[TokenizedDataset
     val = of_length(pairs["val"], model, config.pretrain_tokens)[:N_VAL]
     if not train or not val:
         raise UserError(f"--pretrain {config.pretrain}: no sentences of 3 to {config.pretrain_tokens} tokens")
+    if config.pretrain_random:
+        train += random_words(model, config.pretrain_random, config.pretrain_tokens, config.seed)
     return tuple(TokenizedDataset(part, model.backbones, said, "sentences") for part in (train, val))
 
 

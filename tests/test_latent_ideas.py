@@ -1,9 +1,12 @@
 """Several ideas of a text, and saying texts back before the task: the set, the stages, resume, what is measured."""
 
+import re
 import shutil
+from collections import Counter
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -13,11 +16,12 @@ from latent_tiny import PAIRS, TEXTS, _temporary, options, tiny_stack, tokenized
 from common.checkpoint import read_json
 from common.options import UserError
 from latent_stack import evaluate, train
-from latent_stack.experiments import sayback
+from latent_stack.experiments import sayback, thinking
 from latent_stack.experiments.neighbours import vectors_of
 from latent_stack.losses import WordsInOrder
 from latent_stack.model import load_run
-from latent_stack.pairs import Pair, paraphrases, sentences, texts_from
+from latent_stack.pairs import SPEAKER, Pair, paraphrases, renamed, sentences, texts_from
+from latent_stack.pretrain import random_words
 from latent_stack.refine import distances, refined
 
 SEVERAL = dict(ideas=4, prefix_len=8)
@@ -142,6 +146,44 @@ def test_plain_texts_are_read_as_sentences_and_a_test_file_stays_apart(tmp_path)
         texts_from(tmp_path / "nothing")
 
 
+def test_lists_of_random_words_have_every_word_of_the_vocabulary_equally_often():
+    model = tiny_stack(**SEVERAL)
+    with pytest.raises(UserError, match="where a word begins"):  # WordPiece marks where it goes on
+        random_words(model, 10, 12, 0)
+    words = [f"w{chr(97 + i)}{chr(97 + j)}" for i in range(6) for j in range(6)]
+    vocab = {f"Ġ{word}": i for i, word in enumerate(words)} | {"ĠÐ¿": 99, "Ġ42": 98, "piece": 97}
+    model.backbones.lm_tokenizer = Mock(side_effect=lambda texts, **_: {"input_ids": [t.split() for t in texts]})
+    model.backbones.lm_tokenizer.get_vocab.return_value = vocab
+    pairs = random_words(model, 30, 12, 0)
+    found = Counter(word for p in pairs for word in p.target.split())
+    assert len(pairs) == 30 and found.keys() == set(words) and max(found.values()) - min(found.values()) <= 1
+    assert all(p.input == p.target and 3 <= len(p.target.split()) <= 10 for p in pairs)
+
+
+# -------------------------------------------------------------------------------------- renamed speakers
+
+
+def test_speakers_are_renamed_in_the_dialogue_and_its_summary_alike():
+    pairs = [
+        Pair("Ana: Hi Ben, it is Anas turn\nBen: ok", "Ben hears from Ana about Anas turn."),
+        Pair("#Person1#: Where is Tom?\n#Person2#: Here: take him.", "#Person1# asks #Person2# about Tom."),
+        Pair("no speaker here", "nothing"),
+        Pair("Eve: hello\nZoe: hi", "Eve and Zoe talk."),
+    ]
+    found = renamed(pairs, 20)
+    assert len(found) == 3 * 20 and found == renamed(pairs, 20) and renamed(pairs, 0) == []
+    for pair in found:
+        first, second = SPEAKER.findall(pair.input)
+        assert first != second and {first, second} <= {"Ana", "Ben", "Eve", "Zoe"}
+        expected = {
+            "hears": f"{second} hears from {first} about Anas turn.",
+            "asks": f"{first} asks {second} about Tom.",
+            "talk": f"{first} and {second} talk.",
+        }
+        assert pair.target == next(text for key, text in expected.items() if key in pair.target)
+    assert any("Hi Eve" in p.input or "Hi Zoe" in p.input for p in found)
+
+
 # ---------------------------------------------------------------------------------------- the stages
 
 
@@ -236,6 +278,43 @@ def test_rounds_of_refining_never_take_what_is_said_farther_from_the_text():
     assert (distance[1:] <= distance[:-1]).all()
     assert torch.allclose(distances(model, texts[-1], z)[1], distance[-1], atol=1e-5)
     assert distances(model, ["", *TEXTS[1:6]], z)[1].tolist() == pytest.approx([1, 0, 0, 0, 0, 0], abs=1e-5)
+
+
+# ------------------------------------------------------------------------------------ thinking in ideas
+
+
+def test_a_middle_model_learns_a_map_of_ideas_that_an_untrained_one_does_not_know(monkeypatch):
+    monkeypatch.setattr(thinking, "STEPS", 150)
+    model = tiny_stack(**SEVERAL)
+    torch.manual_seed(0)
+    turn = torch.linalg.qr(torch.randn(64, 64))[0]
+    z = {name: torch.randn(n, 64) for name, n in (("train", 400), ("test", 50))}
+    z |= {f"{name}_target": z[name] @ turn for name in z}
+    found = thinking.thought(model, z, 0)
+    error = {name: (x - z["test_target"]).square().mean().item() for name, (x, _) in found.items()}
+    assert error["target"] == 0 and error["linear"] < 0.1
+    assert error["transformer"] < error["untrained"] and error["transformer"] < error["shuffled"]
+    assert torch.equal(found["identity"][0], z["test"])
+    assert all(about["n_params"] > 0 for _, about in (found[name] for name in thinking.LAYERS))
+
+
+@pytest.mark.parametrize("task", thinking.TASKS)
+def test_tasks_for_thinking_keep_their_numbers_apart(task):
+    train, test = ({p.input for p in thinking.generated(task, split, 300)} for split in ("train", "test"))
+    assert not train & test
+    for pair in thinking.generated("answer", "test", 50):
+        a, b, c = (int(n) for n in re.findall(r"\d+", pair.input + pair.target))
+        assert c == (a + b if "finds" in pair.input else a - b)
+
+
+def test_thinking_is_measured_on_every_task_beside_its_controls(monkeypatch, capsys):
+    for name, value in dict(STEPS=2, N_TRAIN=12, N_TEST=6).items():
+        monkeypatch.setattr(thinking, name, value)
+    evaluate.main(["--run", str(said_back() / "pretrain"), "--what", "thinking", "--device", "cpu"])
+    result = read_json(said_back() / "pretrain" / "thinking.json")
+    for task in thinking.TASKS:
+        assert result[task]["n"] == 6 and {*thinking.LAYERS, *thinking.CONTROLS, "linear"} <= result[task].keys()
+    assert "identity (control)" in capsys.readouterr().out
 
 
 def test_one_idea_is_what_it_was():

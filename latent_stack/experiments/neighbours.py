@@ -51,16 +51,17 @@ def vectors_of(model: LatentStack, texts: list[str], seed: int = 0, batch_size: 
     if n_truncated:
         limit = model.backbones.max_input
         print(f"{n_truncated} of {len(texts)} texts are longer than {limit} tokens; their rest is not read")
-    mean = Pooling("mean", model.config.encoder_dim)
+    H = model.config.encoder_dim
+    mean = Pooling("mean", H)
     fresh = untrained(model.pooling, seed), untrained(model.compress, seed)
     pooling = model.pooling if model.config.ideas == 1 else mean
 
     found = {name: [] for name in ("encoder, mean of states", "encoder, standardised", "z_in, untrained", "z_in")}
     for i in range(0, len(ids), batch_size):
         input_ids, mask = model.backbones.pad(ids[i : i + batch_size])
-        hidden, mask = model.backbones.hidden_states(input_ids, mask), mask.to(model.device)
-        found["encoder, mean of states"].append(mean(hidden, mask))
-        found["encoder, standardised"].append(model.standardised(pooling(hidden, mask)))
+        hidden, mask = model.hidden_states(input_ids, mask), mask.to(model.device)
+        found["encoder, mean of states"].append(mean(hidden[..., :H], mask))  # without what queries read beside it
+        found["encoder, standardised"].append(model.standardised(pooling(hidden, mask))[..., :H])
         found["z_in, untrained"].append(model.idea(hidden, mask, fresh))
         found["z_in"].append(model.idea(hidden, mask))
     found = {name: torch.cat(rows) for name, rows in found.items()}
