@@ -260,7 +260,7 @@ PRESETS = {
             dataset="wordproblems",
             reasoning="equations",
             tokenizer="words:3",
-            n_train=20_000,
+            n_train=10_000,
             block_size=128,
             n_layer=4,
             **SMALL,
