@@ -33,6 +33,7 @@ ALL = "--sst-noise 0.8 --contrast 1 --rollout 1 --sst-sampling --sharpen 0.06"
 VARIANTS = {
     "as the preset": "",
     "noise": "--sst-noise 0.8",
+    "without noise": "--sst-noise 0",
     "contrast 0.1": "--contrast 0.1",
     "contrast 1": "--contrast 1",
     "rollout": "--rollout 1",

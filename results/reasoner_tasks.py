@@ -52,7 +52,7 @@ SHARPEN = 0.01
 
 def options(task: str, model: str, seed: int, data_dir: str) -> str:
     """What `python -m reasoner.train` is called with."""
-    preset = PRESETS[shlex.split(TASKS[task])[1]].values
+    preset = PRESETS[TASKS[task].split()[1]].values
     as_many = preset.get("sst_epochs", 1) + preset.get("talker_epochs", 1)
     words = f"{TASKS[task]} {MODELS[model]} --seed {seed}"
     return " ".join(words.format(data_dir=data_dir, seed=seed, as_many=as_many).split())
@@ -151,7 +151,8 @@ def main(argv: list[str] | None = None) -> None:
         runs = []
         for seed in args.seeds:
             words = f"{options(args.task, model, seed, args.data_dir)} {args.options}"
-            run = folder_of(args.out, f"{slug(args.task)}-{slug(model)}-{seed}", words)
+            preset = PRESETS[words.split()[1]].values
+            run = folder_of(args.out, f"{slug(args.task)}-{slug(model)}-{seed}", preset, words)
             train_once(run / "summary.json", "reasoner.train", ["--run", str(run), *shlex.split(words)], 1)
             runs.append(measure(run))
         first = first or runs

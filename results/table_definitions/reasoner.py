@@ -7,7 +7,7 @@ from results.tables import get, interval, number, table, with_ci
 TREE = "reasoner-quick/tree.json"
 TALKER = "reasoner-quick/talker.json"
 CONTAINMENT = {"trees": "reasoner-quick/containment.json", "GSM8K": "reasoner-gsm8k/containment.json"}
-NOISE = {"1.0M": "reasoner-cfg/cfg.json", "0.58M": "reasoner-cfg-96/cfg.json"}
+NOISE = {"1.0M": "reasoner-cfg-no-noise/cfg.json", "0.58M": "reasoner-cfg-96/cfg.json"}
 ABLATIONS, CHAIN = "reasoner_ablations.json", "reasoner_chain.json"
 GSM8K, FEWSHOT = "reasoner-gsm8k/trajectory.json", "reasoner-gsm8k/fewshot.json"
 CONSTANT = "gsm8k-small/accuracy.json"
