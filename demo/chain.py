@@ -13,6 +13,7 @@ from common.tokenizers import Tokenizer
 from demo.tree import CSS as TREE_CSS
 from demo.tree import WIDE, Mark, draw, symbol, unlike_training
 from reasoner import trace as chains
+from reasoner.config import QUESTIONS
 from reasoner.data import load_examples
 from reasoner.model import ReasonerTalker
 from reasoner.phases import load_run
@@ -31,15 +32,16 @@ MANY = 12  # rows of a table beyond which it scrolls
 TASK = {
     "tree": "The prompt lists the edges of a tree, its root and a goal. The chain should be the route between them.",
     "cfg": "The prompt is a string of a small grammar. The chain should be its derivation, rule by rule.",
-    "gsm8k": "The prompt is a question of GSM8K. The chain should be its solution.",
+    **dict.fromkeys(QUESTIONS, "The prompt is a word problem. The chain should be its solution."),
     "text": "The prompt is the beginning of a text. The chain should be what follows.",
 }
 LATENT = (
     "In training each latent was drawn towards the embedding of the chain's next token, with true tokens as inputs; "
     "here the chain runs on its own latents."
 )
-TARGET = {"tree": "route", "cfg": "derivation", "gsm8k": "solution"}
-MEASURED = {"tree": "route_accuracy", "cfg": "derivation_accuracy", "gsm8k": "exact_match"}  # in summary.json
+TARGET = {"tree": "route", "cfg": "derivation", **dict.fromkeys(QUESTIONS, "solution")}
+# in summary.json
+MEASURED = {"tree": "route_accuracy", "cfg": "derivation_accuracy", **dict.fromkeys(QUESTIONS, "exact_match")}
 
 
 # ------------------------------------------------------------------------------------------- the tab's run
@@ -98,6 +100,11 @@ def load(run: str, data_dir: str, device) -> ChainTab:
     if not isinstance(model, ReasonerTalker):
         raise UserError(
             f"{run} is a baseline, which has no chain of latents to show; "
+            f'python -m reasoner.evaluate --run {run} --ask "…" asks it'
+        )
+    if model.config.of_steps:
+        raise UserError(
+            f"{run} has a latent for each step, not for a token, and the page shows tokens; "
             f'python -m reasoner.evaluate --run {run} --ask "…" asks it'
         )
     examples = read_examples(model, data_dir)
@@ -222,7 +229,7 @@ def verdict(tab: ChainTab, found: Trace, example: Example | None) -> str:
     if example is None:
         return ""
     if is_correct(tab.dataset, example, found.words):
-        return f"✓ the true {TARGET[tab.dataset]}" if tab.dataset != "gsm8k" else "✓ the true answer"
+        return f"✓ the true {TARGET[tab.dataset]}" if tab.dataset not in QUESTIONS else "✓ the true answer"
     return f"✗ the true {TARGET[tab.dataset]} is {example.chain}"
 
 

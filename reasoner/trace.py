@@ -17,6 +17,7 @@ from torch import Tensor
 
 from common.losses import cosine
 from common.options import UserError
+from common.programs import compute, number_placeholders
 from common.tokenizers import CHARACTERS, Tokenizer, without_halves
 from reasoner.baselines import Coupled
 from reasoner.model import Reasoner, ReasonerTalker
@@ -88,6 +89,8 @@ def read_prompt(model, prompt: str | None) -> tuple[str, list[int]]:
             f"this prompt is too long: {len(prompt):,} characters, the model reads {max_characters(model):,} at most"
         )
     prompt = without_halves(prompt).strip()
+    if model.config.computes:
+        prompt = number_placeholders(prompt)[0]
     ids = t.encode([prompt])[0]
     if not ids:
         raise UserError("there is no prompt yet: type one")
@@ -168,7 +171,16 @@ def trace(
 
 
 def ask(model: ReasonerTalker | Coupled, prompt: str) -> str:
-    """The chain in lines and the words in a last one; of a baseline, which has no chain of latents, the words."""
-    if isinstance(model, ReasonerTalker):
-        return "\n".join(trace(model, prompt).lines())
-    return " ".join(model.answer([read_prompt(model, prompt)[1]])[0].split()) or "(none)"
+    """The chain in lines and the words in a last one; of a baseline, which has no chain of latents, the words.
+
+    A program is computed with the prompt's numbers; of a chain of steps a line is what the Talker says of a latent.
+    """
+    if isinstance(model, ReasonerTalker) and not model.config.of_steps:
+        lines = trace(model, prompt).lines()
+    else:
+        lines = [" ".join(model.answer([read_prompt(model, prompt)[1]])[0].split()) or "(none)"]
+    if model.config.of_steps:
+        lines = [*(f"r{k:<9}{step}" for k, step in enumerate(lines[0].split(","), 1)), *lines]
+    if model.config.computes:
+        lines[-1] += f" = {compute(lines[-1], number_placeholders(prompt)[1]) or '(nothing)'}"
+    return "\n".join(lines)

@@ -8,6 +8,7 @@ import torch
 from helpers import call
 from reasoner_tiny import TINY, tiny_config
 
+import demo.chain
 from common.checkpoint import read_json
 from common.options import UserError
 from reasoner import evaluate, train
@@ -105,6 +106,11 @@ def test_a_run_of_steps_goes_through_all_phases_and_is_measured(tmp_path):
     call(evaluate, "--what", "trajectory", "--run", tmp_path / "run")
     row = read_json(tmp_path / "run/trajectory.json")["runs"][str(tmp_path / "run")]
     assert row["n"] == 12 and "exposure" not in row
+    *lines, words = call(evaluate, "--ask", "Tom has 4 cups.", "--run", tmp_path / "run").stdout.splitlines()
+    assert [line[:2] for line in lines] == [f"r{k}" for k in range(1, len(lines) + 1)]
+    assert ",".join(line[2:].strip() for line in lines) == words
+    with pytest.raises(UserError, match="--ask"):
+        demo.chain.load(str(tmp_path / "run"), "", "cpu")
 
 
 @pytest.mark.parametrize("words", ["--model coupled", "--talker dual", "--rollout 1", "--sst-noise 0.8"])

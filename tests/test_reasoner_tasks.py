@@ -1,12 +1,14 @@
 """The comparison on word problems: the commands it runs, what it pools over seeds."""
 
+from types import SimpleNamespace
+
 import pytest
 from helpers import call
 from reasoner_tiny import TINY
 
 from common.checkpoint import read_json
 from common.options import parse
-from reasoner import train
+from reasoner import trace, train
 from reasoner.config import PRESETS, ReasonerConfig
 from results import reasoner_tasks as tasks
 
@@ -45,6 +47,16 @@ def test_models_are_trained_once_compared_question_by_question_and_measured_once
     assert found["coupled"]["less_the_coupled"]["mean"] == 0 and "exposure" in found["JEPA-Reasoner"]
     tasks.main([*args, *models])
     assert len(trained) == 3 and read_json(tmp_path / "a.json")["problems"]["models"] == found
+
+
+def test_a_program_that_somebody_asks_for_is_computed_with_the_numbers_of_the_prompt():
+    model = SimpleNamespace(
+        config=ReasonerConfig(dataset="mwp", reasoning="program"),
+        tokenizer=SimpleNamespace(encode=lambda texts: [list(range(len(x.split()))) for x in texts]),
+        answer=lambda prompts: ["α*β-α"],
+    )
+    assert trace.ask(model, "Tom has 4 cups and 2.5 plates.") == "α*β-α = 6"
+    assert trace.ask(model, "Tom has 4 cups.") == "α*β-α = (nothing)"
 
 
 def test_a_question_answered_under_two_seeds_is_one_cluster():

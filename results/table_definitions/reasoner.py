@@ -8,7 +8,7 @@ TREE = "reasoner-quick/tree.json"
 TALKER = "reasoner-quick/talker.json"
 CONTAINMENT = {"trees": "reasoner-quick/containment.json", "GSM8K": "reasoner-gsm8k/containment.json"}
 NOISE = {"1.0M": "reasoner-cfg-no-noise/cfg.json", "0.58M": "reasoner-cfg-96/cfg.json"}
-ABLATIONS, CHAIN = "reasoner_ablations.json", "reasoner_chain.json"
+ABLATIONS, CHAIN, TASKS = "reasoner_ablations.json", "reasoner_chain.json", "reasoner_tasks.json"
 GSM8K, FEWSHOT = "reasoner-gsm8k/trajectory.json", "reasoner-gsm8k/fewshot.json"
 CONSTANT = "gsm8k-small/accuracy.json"
 
@@ -289,6 +289,30 @@ def chain(preset: str) -> str:
     return table(header, rows)
 
 
+def word_problems(task: str) -> str:
+    """Answers to word problems: JEPA-Reasoner, its controls and the baselines, over all seeds."""
+    rows = []
+    for name in get(TASKS, f"{task}.models"):
+        keys = f"{task}.models.`{name}`"
+        row = get(TASKS, keys)
+        exposure = row.get("exposure")
+        cells = [
+            name,
+            f"{row['n_params']:,.0f}" if "," not in name.replace(", a latent", "").replace(", trunk", "") else "",
+            with_ci(TASKS, f"{keys}.accuracy", ".1%"),
+            " / ".join(number(x, ".1p") for x in row["by_seed"]),
+            points(TASKS, f"{keys}.less_the_coupled"),
+            f"{exposure['teacher_forced']:.1%} / {exposure['free_running']:.1%}" if exposure else "",
+            number(row["chain"], ".1f"),
+            number(1000 * row["seconds"], ".1f"),
+        ]
+        rows.append(cells[:5] + ([number(row["equations"], ".1%")] if "equations" in row else []) + cells[5:])
+    header = ["", "parameters", "answers correct", "by seed, %", "minus coupled, paired, points"]
+    header += ["equations that hold"] if "equations" in row else []
+    header += ["token accuracy, true inputs / free", "latents or tokens a chain", "ms an answer"]
+    return table(header, rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "reasoner-verdicts": verdicts,
     "reasoner-tree": tree,
@@ -299,4 +323,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "reasoner-gsm8k": gsm8k,
     "reasoner-fewshot": fewshot,
     "reasoner-chain": lambda: chain("gsm8k-small"),
+    "reasoner-mwp": lambda: word_problems("mwp"),
+    "reasoner-problems": lambda: word_problems("problems"),
 }
