@@ -44,6 +44,8 @@ MODELS = {
     "JEPA-Reasoner": "",
     "JEPA-Reasoner, trunk as many steps": "--sst-epochs {as_many}",
     "JEPA-Reasoner, noise": "--sst-noise 0.8",
+    "JEPA-Reasoner, contrast": "--contrast 1",
+    "JEPA-Reasoner, trunk as many steps, contrast": "--sst-epochs {as_many} --contrast 1",
     "JEPA-Reasoner, a latent a step": "--reasoning steps",
 }
 FIRST = "coupled"  # what the others are compared with
