@@ -14,6 +14,7 @@ import logging
 import os
 import warnings
 from contextlib import contextmanager
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -223,6 +224,27 @@ class Backbones:
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.encoder_is_trained):
             found = self.encoder(input_ids=input_ids.to(device), attention_mask=attention_mask.to(device).long())
         return found.last_hidden_state
+
+    @cached_property
+    def _lm_lengths(self) -> Tensor:
+        """(encoder's vocabulary,): tokens of the language model that each token of the encoder becomes, by itself."""
+        names = self.encoder_tokenizer.convert_ids_to_tokens(range(len(self.encoder_tokenizer)))
+        special, is_wordpiece = set(self.encoder_tokenizer.all_special_ids), any(n.startswith("##") for n in names)
+        texts = []  # twice, since an uncased encoder knows no names and a language model has names as one token
+        for capital in (False, True):
+            for i, name in enumerate(names):
+                text = name.removeprefix("##") if is_wordpiece else self.encoder_tokenizer.decode([i])
+                text = text.capitalize() if capital and name[0].isalnum() else text
+                begins_word = is_wordpiece and name[0].isalnum()
+                texts.append("" if i in special else f" {text}" if begins_word else text)
+        found = self.lm_tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return torch.tensor([len(ids) for ids in found]).view(2, -1).amin(0)
+
+    def lm_positions(self, input_ids: Tensor) -> Tensor:
+        """Token ids of the encoder (B, L) -> how many tokens of the language model come before each (B, L), about: what
+        is one token to one of the two may be several to the other."""
+        lengths = self._lm_lengths.to(input_ids.device)[input_ids]
+        return lengths.cumsum(1) - lengths
 
     # ---- the language model
 

@@ -32,115 +32,10 @@ from common.checkpoint import read_config
 from common.model_card import Card
 from common.options import UserError
 from common.pretrained import PretrainedMixin, load_checkpoint
-from common.transformer import Transformer, positions_of
 from latent_stack.backbones import Backbones
 from latent_stack.config import StackConfig
 from latent_stack.data import Batch, TokenizedDataset
-
-# ----------------------------------------------------------------------------------- the trained pieces
-
-
-class Pooling(nn.Module):
-    """Hidden states (B, L, H), attention_mask (B, L) bool -> (B, H).
-
-    mean         over the tokens
-    attention    learned weights
-    cls          the first token, and an MLP
-    """
-
-    def __init__(self, kind: str, H: int):
-        super().__init__()
-        self.kind = kind
-        if kind == "attention":
-            self.score = nn.Sequential(nn.Linear(H, H), nn.Tanh(), nn.Linear(H, 1, bias=False))
-        if kind == "cls":
-            self.mlp = nn.Sequential(nn.Linear(H, H), nn.GELU(), nn.Linear(H, H))
-
-    def forward(self, hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
-        if self.kind == "cls":
-            return self.mlp(hidden_states[:, 0])
-        if self.kind == "mean":
-            weight = attention_mask.float() / attention_mask.sum(1, keepdim=True)  # (B, L)
-        else:
-            score = self.score(hidden_states)[..., 0].float()
-            weight = score.masked_fill(~attention_mask, float("-inf")).softmax(-1)
-        return (weight[:, None].to(hidden_states.dtype) @ hidden_states)[:, 0]  # (B, 1, L) @ (B, L, H)
-
-
-class Queries(nn.Module):
-    """Hidden states (B, L, H), attention_mask (B, L) bool -> ideas (B, K, D), read off by K learned queries.
-
-    Queries and projected hidden states are one sequence of a small Transformer in which all see all tokens. Query k
-    stands at the position of the first token that its soft tokens are to say, should the text be said back.
-    """
-
-    def __init__(self, config: StackConfig, H: int):
-        super().__init__()
-        K, D, P = config.ideas, config.latent_dim, config.prefix_len
-        if P % K or D % 8:
-            raise UserError(
-                f"--ideas {K} needs a multiple of {K} as --prefix-len, not {P}, and of 8 as --latent-dim, not {D}"
-            )
-        self.project = nn.Linear(H, D)
-        self.queries = nn.Parameter(torch.randn(K, D) * D**-0.5)
-        self.trunk = Transformer(2, D, 4, config.dropout)
-        self.register_buffer("position_ids", torch.arange(K) * (P // K) + 1, persistent=False)  # 0: [CLS]
-
-    def forward(self, hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
-        B, L, _ = hidden_states.shape
-        K = len(self.queries)
-        x = torch.cat((self.queries.expand(B, -1, -1), self.project(hidden_states)), 1)  # (B, K + L, D)
-        position_ids = torch.cat((self.position_ids, torch.arange(L, device=x.device))).expand(B, -1)
-        seen = F.pad(attention_mask, (K, 0), value=True)[:, None, None]  # (B, 1, 1, K + L)
-        return self.trunk(x, position_ids, seen)[:, :K]
-
-
-class Middle(nn.Module):
-    """Idea to idea: z (B, D) -> (B, D); of K ideas (B, K, D) -> (B, K, D), each by itself but in the transformer.
-
-    mlp          `middle_layers` layers, GELU between them
-    residual     the idea plus what such an mlp makes of it
-    transformer  the idea spread over memory slots that attend to each other, then averaged; K ideas are the slots
-    gru          `middle_layers` steps, each reading the first idea again
-    identity     nothing: the control
-    """
-
-    def __init__(self, config: StackConfig):
-        super().__init__()
-        D, n = config.latent_dim, config.middle_layers
-        self.kind, self.n_steps = config.middle, n
-        if self.kind in ("mlp", "residual"):
-            sizes = [D, *[config.middle_hidden] * (n - 1), D]
-            layers = []
-            for size_in, size_out in zip(sizes, sizes[1:], strict=False):
-                layers += [nn.Linear(size_in, size_out), nn.GELU()]
-            self.mlp = nn.Sequential(nn.LayerNorm(D), *layers[:-1])
-        elif self.kind == "transformer":
-            if D % 8:
-                raise UserError(f"--latent-dim {D}: --middle transformer has 4 heads and needs a multiple of 8")
-            if config.ideas == 1:
-                self.spread = nn.Linear(D, config.memory_slots * D)
-            self.trunk = Transformer(n, D, 4)
-        elif self.kind == "gru":
-            self.cell = nn.GRUCell(D, D)
-
-    def forward(self, z: Tensor) -> Tensor:
-        if self.kind == "mlp":
-            return self.mlp(z)
-        if self.kind == "residual":
-            return z + self.mlp(z)
-        if self.kind == "transformer":
-            x = z if z.dim() == 3 else self.spread(z).view(len(z), -1, z.size(-1))  # (B, slots, D)
-            all_see_all = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=z.device)
-            x = self.trunk(x, positions_of(x), all_see_all)
-            return x if z.dim() == 3 else x.mean(1)
-        rows = h = z.flatten(0, -2)
-        for _ in range(self.n_steps if self.kind == "gru" else 0):
-            h = self.cell(rows, h)
-        return h.view_as(z)
-
-
-# ------------------------------------------------------------------------------------------- the stack
+from latent_stack.layers import Middle, Pooling, Queries
 
 
 class LatentStack(
@@ -238,14 +133,16 @@ class LatentStack(
         """Pooled texts (B, H) or hidden states (B, L, H), less what all texts have in common."""
         return (x - self.origin) / self.unit
 
-    def idea(self, hidden_states: Tensor, attention_mask: Tensor, by: tuple | None = None) -> Tensor:
-        """Hidden states (B, L, H), attention_mask (B, L) bool -> z_in (B, K·D): pooled, standardised, compressed.
+    def idea(self, hidden_states: Tensor, input_ids: Tensor, attention_mask: Tensor, by: tuple | None = None) -> Tensor:
+        """Hidden states (B, L, H) of input_ids (B, L), attention_mask (B, L) bool -> z_in (B, K·D): pooled,
+        standardised, compressed.
 
         `by`: another (pooling, compression) than the trained one.
         """
         pooling, compress = by or (self.pooling, self.compress)
         if self.config.ideas > 1:
-            return pooling(self.standardised(hidden_states), attention_mask).flatten(1)
+            position_ids = self.backbones.lm_positions(input_ids).to(hidden_states.device)
+            return pooling(self.standardised(hidden_states), attention_mask, position_ids).flatten(1)
         return compress(self.standardised(pooling(hidden_states, attention_mask)))
 
     def one_by_one(self, z: Tensor) -> Tensor:
@@ -262,7 +159,7 @@ class LatentStack(
 
     def prefix_of(self, batch: Batch) -> Tensor:
         """Batch -> soft tokens (B, P, E)."""
-        return self.prefix(self.think(self.idea(self.states_of(batch), batch.attention_mask)))
+        return self.prefix(self.think(self.idea(self.states_of(batch), batch.input_ids, batch.attention_mask)))
 
     @torch.no_grad()
     def standardise(self, data: TokenizedDataset, among: int | None = None, n: int = 512, batch_size: int = 32) -> None:
@@ -341,7 +238,7 @@ class LatentStack(
         for i in range(0, len(order), batch_size):  # like lengths together
             input_ids, attention_mask = self.backbones.pad([ids[j] for j in order[i : i + batch_size]])
             hidden_states = self.hidden_states(input_ids, attention_mask)
-            z.append(self.idea(hidden_states, attention_mask.to(self.device)))
+            z.append(self.idea(hidden_states, input_ids, attention_mask.to(self.device)))
         return torch.cat(z)[torch.from_numpy(np.argsort(order))]
 
     @torch.no_grad()

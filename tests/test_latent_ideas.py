@@ -14,8 +14,9 @@ from helpers import call, same, weights
 from latent_tiny import PAIRS, TEXTS, _temporary, options, tiny_stack, tokenized, trained_run
 
 from common.checkpoint import read_json
-from common.options import UserError
+from common.options import UserError, parse
 from latent_stack import evaluate, train
+from latent_stack.config import PRESETS, StackConfig
 from latent_stack.experiments import sayback, thinking
 from latent_stack.experiments.neighbours import vectors_of
 from latent_stack.losses import WordsInOrder
@@ -23,6 +24,7 @@ from latent_stack.model import load_run
 from latent_stack.pairs import SPEAKER, Pair, paraphrases, renamed, sentences, texts_from
 from latent_stack.pretrain import random_words
 from latent_stack.refine import distances, refined
+from results import latent_ideas
 
 SEVERAL = dict(ideas=4, prefix_len=8)
 
@@ -278,6 +280,39 @@ def test_rounds_of_refining_never_take_what_is_said_farther_from_the_text():
     assert (distance[1:] <= distance[:-1]).all()
     assert torch.allclose(distances(model, texts[-1], z)[1], distance[-1], atol=1e-5)
     assert distances(model, ["", *TEXTS[1:6]], z)[1].tolist() == pytest.approx([1, 0, 0, 0, 0, 0], abs=1e-5)
+
+
+def test_variants_of_the_first_stage_stand_beside_the_first_and_are_not_trained_twice(tmp_path, monkeypatch, capsys):
+    for words in latent_ideas.VARIANTS.values():
+        parse(StackConfig, PRESETS, "", f"{latent_ideas.BASE} {words}".split())
+    trainings = []
+
+    def train_here(summary, module, words):
+        if not summary.is_file():
+            trainings.append(module)
+            call(train, *words)
+
+    monkeypatch.setattr(latent_ideas, "train_once", train_here)
+    small = " ".join(map(str, options("")[:-2])) + " --ideas 4 --prefix-len 8 --pretrain-random 0 --pretrain-tokens 12"
+    words = ["--options", small, "--pretrain", str(texts_folder(tmp_path / "texts")), "--seeds", "0", "1"]
+    words += ["--out", str(tmp_path / "runs"), "--json", str(tmp_path / "ideas.json"), "--only"]
+    for _ in range(2):
+        latent_ideas.main([*words, "16 ideas", "no lists of random words"])
+    assert trainings == ["latent_stack.train"] * 4
+    rows = read_json(tmp_path / "ideas.json")["variants"]
+    first, second = rows.values()
+    assert first["exact_less_the_first"] == {"mean": 0.0, "ci95": [0.0, 0.0]} and len(first["by_seed"]) == 2
+    assert first["exact"]["mean"] == pytest.approx(sum(first["by_seed"]) / 2) == second["exact"]["mean"]  # same options
+    assert "| no lists of random words |" in capsys.readouterr().out
+
+
+def test_a_hidden_state_stands_where_its_token_begins_in_the_language_models_tokens():
+    model = tiny_stack(**SEVERAL)
+    ids, mask = model.backbones.pad(model.backbones.tokenize(TEXTS[:3])[0])
+    positions = model.backbones.lm_positions(ids)
+    for row, seen, text in zip(positions, mask, TEXTS, strict=False):
+        n = len(model.backbones.lm_tokenizer(text, add_special_tokens=False)["input_ids"])  # the same tokenizer
+        assert row[seen].tolist() == [0, *range(n), n]
 
 
 # ------------------------------------------------------------------------------------ thinking in ideas

@@ -7,7 +7,8 @@ from common.options import UserError
 from common.stats import bootstrap_mean
 from latent_stack.config import EvalConfig
 from latent_stack.experiments.measures import rouge_of
-from latent_stack.model import LatentStack, Middle
+from latent_stack.layers import Middle
+from latent_stack.model import LatentStack
 from latent_stack.pairs import Pair
 
 

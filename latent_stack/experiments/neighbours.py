@@ -18,7 +18,8 @@ from torch import Tensor
 
 from latent_stack.config import EvalConfig
 from latent_stack.experiments.measures import derangement
-from latent_stack.model import LatentStack, Pooling
+from latent_stack.layers import Pooling
+from latent_stack.model import LatentStack
 from latent_stack.pairs import Pair
 
 MOST_TEXTS = 400
@@ -62,8 +63,8 @@ def vectors_of(model: LatentStack, texts: list[str], seed: int = 0, batch_size: 
         hidden, mask = model.hidden_states(input_ids, mask), mask.to(model.device)
         found["encoder, mean of states"].append(mean(hidden[..., :H], mask))  # without what queries read beside it
         found["encoder, standardised"].append(model.standardised(pooling(hidden, mask))[..., :H])
-        found["z_in, untrained"].append(model.idea(hidden, mask, fresh))
-        found["z_in"].append(model.idea(hidden, mask))
+        found["z_in, untrained"].append(model.idea(hidden, input_ids, mask, fresh))
+        found["z_in"].append(model.idea(hidden, input_ids, mask))
     found = {name: torch.cat(rows) for name, rows in found.items()}
     found["z_out"] = model.think(found["z_in"])
     return {name: x.float().cpu() for name, x in found.items()}

@@ -34,7 +34,8 @@ from common.stats import bootstrap_mean, wilson
 from common.word_problems import NARROW, split_of_pair
 from latent_stack.config import EvalConfig
 from latent_stack.experiments.measures import derangement, lower_case_words, recall_of, rouge_of
-from latent_stack.model import LatentStack, Middle
+from latent_stack.layers import Middle
+from latent_stack.model import LatentStack
 from latent_stack.pairs import SAME_EVENT, Pair, load_pairs
 
 N_TRAIN, N_TEST = 4000, 200

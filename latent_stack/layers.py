@@ -1,0 +1,114 @@
+"""The trained layers around an idea: pooling or queries, which read it off hidden states, and the middle model.
+
+Shapes: B texts, L input tokens, H width of hidden states, K ideas, D numbers of one, P prefix length.
+"""
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from common.options import UserError
+from common.transformer import Transformer, positions_of
+from latent_stack.config import StackConfig
+
+
+class Pooling(nn.Module):
+    """Hidden states (B, L, H), attention_mask (B, L) bool -> (B, H).
+
+    mean         over the tokens
+    attention    learned weights
+    cls          the first token, and an MLP
+    """
+
+    def __init__(self, kind: str, H: int):
+        super().__init__()
+        self.kind = kind
+        if kind == "attention":
+            self.score = nn.Sequential(nn.Linear(H, H), nn.Tanh(), nn.Linear(H, 1, bias=False))
+        if kind == "cls":
+            self.mlp = nn.Sequential(nn.Linear(H, H), nn.GELU(), nn.Linear(H, H))
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
+        if self.kind == "cls":
+            return self.mlp(hidden_states[:, 0])
+        if self.kind == "mean":
+            weight = attention_mask.float() / attention_mask.sum(1, keepdim=True)  # (B, L)
+        else:
+            score = self.score(hidden_states)[..., 0].float()
+            weight = score.masked_fill(~attention_mask, float("-inf")).softmax(-1)
+        return (weight[:, None].to(hidden_states.dtype) @ hidden_states)[:, 0]  # (B, 1, L) @ (B, L, H)
+
+
+class Queries(nn.Module):
+    """Hidden states (B, L, H), attention_mask (B, L) bool, position_ids (B, L) -> ideas (B, K, D), read off by K
+    learned queries.
+
+    Queries and projected hidden states are one sequence of a small Transformer in which all see all tokens. A hidden
+    state stands at the number of its token among those of the language model; query k at that of the first token that
+    its soft tokens are to say, should the text be said back.
+    """
+
+    def __init__(self, config: StackConfig, H: int):
+        super().__init__()
+        K, D, P = config.ideas, config.latent_dim, config.prefix_len
+        if P % K or D % 8:
+            raise UserError(
+                f"--ideas {K} needs a multiple of {K} as --prefix-len, not {P}, and of 8 as --latent-dim, not {D}"
+            )
+        self.project = nn.Linear(H, D)
+        self.queries = nn.Parameter(torch.randn(K, D) * D**-0.5)
+        self.trunk = Transformer(2, D, 4, config.dropout)
+        self.register_buffer("position_ids", torch.arange(K) * (P // K), persistent=False)
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
+        B, K = len(hidden_states), len(self.queries)
+        x = torch.cat((self.queries.expand(B, -1, -1), self.project(hidden_states)), 1)  # (B, K + L, D)
+        position_ids = torch.cat((self.position_ids.expand(B, -1), position_ids), 1)
+        seen = F.pad(attention_mask, (K, 0), value=True)[:, None, None]  # (B, 1, 1, K + L)
+        return self.trunk(x, position_ids, seen)[:, :K]
+
+
+class Middle(nn.Module):
+    """Idea to idea: z (B, D) -> (B, D); of K ideas (B, K, D) -> (B, K, D), each by itself but in the transformer.
+
+    mlp          `middle_layers` layers, GELU between them
+    residual     the idea plus what such an mlp makes of it
+    transformer  the idea spread over memory slots that attend to each other, then averaged; K ideas are the slots
+    gru          `middle_layers` steps, each reading the first idea again
+    identity     nothing: the control
+    """
+
+    def __init__(self, config: StackConfig):
+        super().__init__()
+        D, n = config.latent_dim, config.middle_layers
+        self.kind, self.n_steps = config.middle, n
+        if self.kind in ("mlp", "residual"):
+            sizes = [D, *[config.middle_hidden] * (n - 1), D]
+            layers = []
+            for size_in, size_out in zip(sizes, sizes[1:], strict=False):
+                layers += [nn.Linear(size_in, size_out), nn.GELU()]
+            self.mlp = nn.Sequential(nn.LayerNorm(D), *layers[:-1])
+        elif self.kind == "transformer":
+            if D % 8:
+                raise UserError(f"--latent-dim {D}: --middle transformer has 4 heads and needs a multiple of 8")
+            if config.ideas == 1:
+                self.spread = nn.Linear(D, config.memory_slots * D)
+            self.trunk = Transformer(n, D, 4)
+        elif self.kind == "gru":
+            self.cell = nn.GRUCell(D, D)
+
+    def forward(self, z: Tensor) -> Tensor:
+        if self.kind == "mlp":
+            return self.mlp(z)
+        if self.kind == "residual":
+            return z + self.mlp(z)
+        if self.kind == "transformer":
+            x = z if z.dim() == 3 else self.spread(z).view(len(z), -1, z.size(-1))  # (B, slots, D)
+            all_see_all = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=z.device)
+            x = self.trunk(x, positions_of(x), all_see_all)
+            return x if z.dim() == 3 else x.mean(1)
+        rows = h = z.flatten(0, -2)
+        for _ in range(self.n_steps if self.kind == "gru" else 0):
+            h = self.cell(rows, h)
+        return h.view_as(z)
