@@ -55,7 +55,7 @@ def random_words(model: LatentStack, n: int, longest: int, seed: int) -> list[Pa
 
 def stage_configs(config: StackConfig) -> list[StackConfig]:
     """The two stages as runs of their own: said back is what --dataset texts has."""
-    same = dict(dataset="texts", data_dir=config.pretrain, pretrain="", max_target=config.pretrain_tokens)
+    same = dict(dataset="texts", data_dir=config.pretrain, pretrain="", rename=0, max_target=config.pretrain_tokens)
     same |= dict(max_steps=0, eval_every=0, max_new_tokens=config.pretrain_tokens + 4)
     folders = {name: str(Path(config.run) / name) for name in STAGES}
     schedule = dict(epochs=config.pretrain_words, batch_size=WORDS_BATCH, lr=WORDS_LR)

@@ -12,7 +12,7 @@ language model only writes down what came out. On the pairs of the run's own dat
     identity     the text's own ideas, so that it is said back (control)
     untrained    a random middle model (control)
     linear       the best linear map of all K·D numbers, ridge regression
-    mlp, transformer, deeper     of 2, 2 and 6 layers
+    mlp, transformer, deeper     of 2, 2 and 4 layers
     shuffled     what the transformer made of another text (control)
     target       the target's own ideas: what could be said at best
 
@@ -38,9 +38,9 @@ from latent_stack.layers import Middle
 from latent_stack.model import LatentStack
 from latent_stack.pairs import SAME_EVENT, Pair, load_pairs
 
-N_TRAIN, N_TEST = 4000, 200
-STEPS, BATCH, LR = 1500, 64, 1e-3
-LAYERS = {"mlp": 2, "transformer": 2, "deeper": 6}
+N_TRAIN, N_TEST = 3000, 200
+STEPS, BATCH, LR = 600, 64, 1e-3
+LAYERS = {"mlp": 2, "transformer": 2, "deeper": 4}
 RIDGE = 0.1  # of the mean variance of a number
 CONTROLS = ("identity", "untrained", "shuffled", "target")
 

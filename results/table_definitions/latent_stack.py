@@ -5,6 +5,8 @@ from collections.abc import Callable
 from results.tables import get, interval, load, number, table, with_ci
 
 QUICK, PARAPHRASE = "latent-quick/summaries.json", "latent-paraphrase/summaries.json"
+SAID, IDEAS = "latent-ideas/pretrain/sayback.json", "latent-ideas/summaries.json"
+THINKING, CAPACITY = "latent-ideas/pretrain/thinking.json", "latent-capacity/capacity.json"
 SETTINGS = {
     "base": "base: LoRA on the language model, bag of words, 256-d idea, mean pooling, MLP of 2 layers",
     "no middle model": "no middle model",
@@ -169,7 +171,84 @@ def memory() -> str:
     return table(["8 texts of 256 tokens", "peak in fp32, GiB", "half precision, estimate, GiB"], rows)
 
 
+def sayback() -> str:
+    rows = []
+    for name, label in {
+        "exact": "said back exactly",
+        "exact_but_for_case": "exactly but for the case",
+        "recall_names": "names",
+        "recall_words": "other words",
+        "rougeL": "ROUGE-L",
+    }.items():
+        digits = ".3f" if name == "rougeL" else ".1%"
+        rows.append([label, *(with_ci(SAID, f"{kind}.{name}", digits) for kind in ("own", "soft_tokens", "shuffled"))])
+    return table(["", "by the language model", "by the soft tokens alone", "of another sentence (control)"], rows)
+
+
+def ideas_summaries() -> str:
+    """The dialogues of `latent-summaries`, from 16 ideas and from one."""
+    labels = {
+        (IDEAS, "own"): "16 ideas, after saying back",
+        (IDEAS, "shuffled"): "the same, another text's (control)",
+        (QUICK, "own"): "one idea (`quick`)",
+        (QUICK, "lead3"): "the first three lines, no model",
+    }
+    rows = []
+    for (file, kind), label in labels.items():
+        cells = [with_ci(file, f"{kind}.rougeL")]
+        rows.append([label, *cells, *(with_ci(file, f"{kind}.recall_{x}", ".1%") for x in ("names", "words"))])
+    return table(["", "ROUGE-L", "names generated", "other words generated"], rows)
+
+
+MIDDLES = {
+    "identity": "nothing (control)",
+    "untrained": "untrained Transformer (control)",
+    "linear": "linear map",
+    "mlp": "MLP of 2 layers, each idea by itself",
+    "transformer": "Transformer of 2 layers",
+    "deeper": "Transformer of 4 layers",
+    "shuffled": "Transformer of 2 layers, another text's ideas (control)",
+    "target": "the target's own ideas: the ceiling",
+}
+
+
+def thinking() -> str:
+    found = load(THINKING)
+    tasks = [name for name, value in found.items() if isinstance(value, dict)]
+    rows = []
+    for name, label in MIDDLES.items():
+        measured = [found[task][name]["rougeL" if task == "samsum" else "exact"] for task in tasks]
+        cells = zip(tasks, measured, strict=True)
+        rows.append([label, *(interval(x["mean"], x["ci95"], ".3f" if t == "samsum" else ".1%") for t, x in cells)])
+    return table(["", *("samsum, ROUGE-L" if t == "samsum" else f"{t}, exact" for t in tasks)], rows)
+
+
+def idea_variants() -> str:
+    rows = []
+    for name, found in get("latent_ideas.json", "variants").items():
+        cells = [interval(found[key]["mean"], found[key]["ci95"], ".1%") for key in ("exact", "names")]
+        cells.append(number(found["exact_shuffled"]["mean"], ".1%"))
+        seeds = " and ".join(number(x, ".1%") for x in found["by_seed"])
+        less = points(found["exact_less_the_first"], "+.1%") if rows else ""
+        rows.append([name, f"{found['n_params']:,}", cells[0], seeds, less, cells[1], cells[2]])
+    header = ["", "trained", "exact but for the case", "by seed", "less the first row", "names", "exact (control)"]
+    return table(header, rows)
+
+
+def capacity() -> str:
+    rows = []
+    for name, found in get(CAPACITY, "capacity").items():
+        fractions = [number(found[key]["mean"], ".0%") for key in ("at_first", "said")]
+        rows.append([name, f"{found['numbers']:,}", *fractions, number(found["whole"], ".0%")])
+    return table(["what is optimised", "numbers", "tokens said exactly, step 0", "at last", "texts said whole"], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "latent-sayback": sayback,
+    "latent-ideas": ideas_summaries,
+    "latent-thinking": thinking,
+    "latent-idea-variants": idea_variants,
+    "latent-capacity": capacity,
     "latent-verdicts": verdicts,
     "latent-summaries": summaries,
     "latent-cross-entropy": cross_entropies,
