@@ -5,7 +5,8 @@
     python results/reasoner_tasks.py problems --models coupled "JEPA-Reasoner, trunk as many steps"
 
 Equal steps: a baseline trains all of its weights in as many steps as JEPA-Reasoner's three phases have together. Equal
-phases: in "trunk as many steps" the Reasoner itself has as many, and the Talker comes on top. What is finished stays.
+phases: in "trunk as many steps" the Reasoner itself has as many, and the Talker comes on top; with hard targets and
+tokens fed back it is an ordinary language model of the same phases. What is finished stays.
 
 Of each model, over all seeds: answers correct, their paired difference to the coupled Transformer, equations that hold,
 latents or tokens a chain, seconds an answer (one thread, batches of 256); the Reasoner also without its Talker, with
@@ -46,6 +47,7 @@ MODELS = {
     "JEPA-Reasoner, noise": "--sst-noise 0.8",
     "JEPA-Reasoner, contrast": "--contrast 1",
     "JEPA-Reasoner, trunk as many steps, contrast": "--sst-epochs {as_many} --contrast 1",
+    "JEPA-Reasoner, trunk as many steps, hard targets": "--sst-epochs {as_many} --sst-loss hard",
     "JEPA-Reasoner, a latent a step": "--reasoning steps",
 }
 FIRST = "coupled"  # what the others are compared with
