@@ -10,8 +10,8 @@ tokens fed back it is an ordinary language model of the same phases. What is fin
 
 Of each model, over all seeds: answers correct, their paired difference to the coupled Transformer, equations that hold,
 latents or tokens a chain, seconds an answer (one thread, batches of 256); the Reasoner also without its Talker, with
-tokens fed back (controls) and with its latents sharpened. Intervals are over questions. Writes the task's part of
-results/reasoner_tasks.json.
+tokens fed back (controls) and with its latents sharpened. Intervals are over questions. Writes results/reasoner_tasks.json
+under the task and its seeds, "mwp 0 1 2".
 """
 
 import argparse
@@ -147,10 +147,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     result = read_json(args.json) if args.json.is_file() else {}
-    part = result.setdefault(args.task, {"seeds": args.seeds, "models": {}})
-    if part["seeds"] != args.seeds:
-        part |= {"seeds": args.seeds, "models": {}}
-    first = []
+    part, first = result.setdefault(" ".join(map(str, (args.task, *args.seeds))), {"models": {}}), []
     for model in [FIRST, *(name for name in args.models if name != FIRST)]:
         runs = []
         for seed in args.seeds:

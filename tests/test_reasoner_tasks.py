@@ -38,7 +38,7 @@ def test_models_are_trained_once_compared_question_by_question_and_measured_once
     models = ["--models", "JEPA-Reasoner", "JEPA-Reasoner, a latent a step"]
     tasks.main([*args, *models])
     assert len(trained) == 3
-    found = read_json(tmp_path / "a.json")["problems"]["models"]
+    found = read_json(tmp_path / "a.json")["problems 0"]["models"]
     controls = {
         f"JEPA-Reasoner{x}" for x in (", by the nearest embedding", ", tokens fed back", ", sharpened, τ = 0.01")
     }
@@ -46,7 +46,7 @@ def test_models_are_trained_once_compared_question_by_question_and_measured_once
     assert all(row["n"] == 30 and row["chain"] >= 1 for row in found.values())
     assert found["coupled"]["less_the_coupled"]["mean"] == 0 and "exposure" in found["JEPA-Reasoner"]
     tasks.main([*args, *models])
-    assert len(trained) == 3 and read_json(tmp_path / "a.json")["problems"]["models"] == found
+    assert len(trained) == 3 and read_json(tmp_path / "a.json")["problems 0"]["models"] == found
 
 
 def test_a_program_that_somebody_asks_for_is_computed_with_the_numbers_of_the_prompt():

@@ -323,6 +323,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "reasoner-gsm8k": gsm8k,
     "reasoner-fewshot": fewshot,
     "reasoner-chain": lambda: chain("gsm8k-small"),
-    "reasoner-mwp": lambda: word_problems("mwp"),
-    "reasoner-problems": lambda: word_problems("problems"),
+    "reasoner-mwp": lambda: word_problems("mwp 0 1 2"),
+    "reasoner-problems": lambda: word_problems("problems 0"),
 }
