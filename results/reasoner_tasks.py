@@ -49,6 +49,7 @@ MODELS = {
     "JEPA-Reasoner, trunk as many steps, contrast": "--sst-epochs {as_many} --contrast 1",
     "JEPA-Reasoner, trunk as many steps, hard targets": "--sst-epochs {as_many} --sst-loss hard",
     "JEPA-Reasoner, a latent a step": "--reasoning steps",
+    "JEPA-Reasoner, a latent a step, 8 passes": "--reasoning steps --sst-epochs 8",
 }
 FIRST = "coupled"  # what the others are compared with
 SHARPEN = 0.01
