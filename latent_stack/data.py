@@ -42,7 +42,7 @@ class Batch(BatchMixin):
     tokens             (B, T) int64: BOS y1 … EOS, -1 behind it
     loss_denominators  {"targets": predicted tokens of the whole optimiser step}, what summed losses are divided by
     hidden_states      (B, L, H) fp32, or None: from the cache
-    words_only         the loss is that of the soft tokens alone: the language model takes no part
+    trains             "soft tokens" without the language model, "language model" given fixed soft tokens, or "all"
     """
 
     input_ids: Tensor
@@ -50,7 +50,7 @@ class Batch(BatchMixin):
     tokens: Tensor
     loss_denominators: dict[str, float]
     hidden_states: Tensor | None = None
-    words_only: bool = False
+    trains: str = "all"
 
     @property
     def n_tokens(self) -> int:

@@ -201,12 +201,14 @@ class LatentStack(
         """
         n = batch.loss_denominators["targets"]
         prefix = self.prefix_of(batch)
-        if batch.words_only:
+        if batch.trains == "soft tokens":
             words = self.bag_of_words(prefix, batch.tokens) / n
             return words, {"loss": words.detach()}
+        if batch.trains == "language model":
+            prefix = prefix.detach()
         loss = self.target_losses(prefix, batch).sum() / n
         metrics = {"loss": loss.detach()}
-        if self.training and self.bag_of_words is not None:
+        if self.training and self.bag_of_words is not None and batch.trains == "all":
             words = self.bag_of_words(prefix, batch.tokens) / n
             loss, metrics["words"] = loss + self.config.words_weight * words, words.detach()
         return loss, metrics

@@ -1,7 +1,8 @@
 """Say it back: text → ideas → the same text, before the task (ICAE, xRAG and 500xCompressor all begin so).
 
     words      soft token p is to be token p of the text, without the language model, which costs far more
-    pretrain   the language model says the text
+    pretrain   the language model says the text: its LoRA learns to read soft tokens, which stay as they are; without
+               LoRA it is the soft tokens that are trained
 
 Either is a run of the shared loop in a folder of the run, RUN/words and RUN/pretrain, short sentences first: --resume
 finds the first that is not finished. RUN/pretrain can be evaluated, and another task can begin there (--init).
@@ -73,8 +74,9 @@ def staged(data: TokenizedDataset, config: StackConfig, distributed: Distributed
     return n_steps, lambda epoch, k: batches(epoch, taken[k] if epoch == 0 else k)
 
 
-def without_language_model(batches):
-    return lambda epoch, k: (replace(batch, words_only=True) for batch in batches(epoch, k))
+def training(batches, what: str):
+    """The same batches, of which `what` is trained: a Batch explains it."""
+    return lambda epoch, k: (replace(batch, trains=what) for batch in batches(epoch, k))
 
 
 def sentences(model: LatentStack, config: StackConfig) -> tuple[TokenizedDataset, TokenizedDataset]:
@@ -109,7 +111,8 @@ def say_back(
             write_json(Path(config.run) / "config.json", asdict(config))
         if not config.init:
             model.standardise(train)
-    for stage, n_steps in ((words, 0), (said, config.pretrain_steps)):
+    read = "language model" if config.lora_decoder else "all"
+    for stage, n_steps, what in ((words, 0, "soft tokens"), (said, config.pretrain_steps, read)):
         if stage is words and (is_started(said.run) or not (config.pretrain_words and config.words_weight)):
             continue
         Path(stage.run).mkdir(exist_ok=True)
@@ -119,7 +122,7 @@ def say_back(
         summary = fit(
             model,
             n_steps,
-            without_language_model(batches) if stage is words else batches,
+            training(batches, what),
             replace(stage, resume=is_started(stage.run)),
             validate=None if stage is words else lambda model: validate(model, val),
             distributed=distributed,

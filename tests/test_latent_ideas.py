@@ -80,19 +80,37 @@ def test_ideas_that_do_not_fit_the_prefix_are_refused(changes):
 def test_the_words_in_order_are_the_likelihood_of_each_token_by_its_own_soft_token(monkeypatch):
     model = tiny_stack(**SEVERAL)
     data = tokenized(PAIRS[:4], model)
+    for name in ("N_OTHERS", "N_ALIKE"):
+        monkeypatch.setattr(WordsInOrder, name, 0)
     loss, batch = WordsInOrder(data.targets, model.backbones.lm), data.batch([0, 2])
-    monkeypatch.setattr(loss, "N_OTHERS", 0)
     prefix = model.prefix_of(batch).detach()
     embedding, total = model.backbones.lm.get_input_embeddings().weight, 0.0
     firsts = [data.targets[i][1:9] for i in (0, 2)]
     seen = sorted({i for ids in firsts for i in ids})
     for row, ids in zip(prefix, firsts, strict=True):
         for soft_token, i in zip(row, ids, strict=False):
-            logits = 30 * torch.cosine_similarity(soft_token[None], embedding[seen])
-            total -= logits.log_softmax(0)[seen.index(i)].item()
+            cosine = torch.cosine_similarity(soft_token[None], embedding[seen])
+            total += 5 * (1 - cosine[seen.index(i)].item()) - (30 * cosine).log_softmax(0)[seen.index(i)].item()
     assert loss(prefix, batch.tokens).item() == pytest.approx(total, rel=1e-4)
     perfect = model.backbones.embed(batch.tokens[:, 1:9].clamp(min=0))
     assert loss(perfect, batch.tokens) < 0.1 * total < loss(perfect.roll(1, 1), batch.tokens)
+
+
+def test_the_words_most_like_a_word_are_among_those_it_is_told_from():
+    model = tiny_stack(**SEVERAL)
+    loss = WordsInOrder(tokenized(PAIRS[:20], model).targets, model.backbones.lm)
+    embedding = model.backbones.lm.get_input_embeddings().weight
+    for word in loss.words[:5]:
+        cosine = torch.cosine_similarity(embedding[word][None], embedding)
+        assert loss.alike[word, 0] == word and set(loss.alike[word].tolist()) == set(cosine.topk(6).indices.tolist())
+
+
+def test_soft_tokens_stay_where_the_language_model_alone_learns_to_read_them():
+    model = tiny_stack(lora_decoder=2, **SEVERAL)
+    batch = tokenized(PAIRS[:4], model).batch([0, 1])
+    model(replace(batch, trains="language model"))[0].backward()
+    trained = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert trained and all(name.startswith("lora.lm") for name in trained)
 
 
 def words_loss_after(steps: int, ideas: int, latent_dim: int) -> float:
@@ -106,13 +124,13 @@ def words_loss_after(steps: int, ideas: int, latent_dim: int) -> float:
     order = torch.randperm(len(data) - 64, generator=torch.Generator().manual_seed(0))
     for step in range(steps):
         batch = data.batch(order[torch.arange(32) + 32 * step % (len(order) - 32)].tolist())
-        loss, _ = model(replace(batch, words_only=True))
+        loss, _ = model(replace(batch, trains="soft tokens"))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
     with torch.no_grad():
-        return model(replace(data.batch(range(len(data) - 64, len(data))), words_only=True))[0].item()
+        return model(replace(data.batch(range(len(data) - 64, len(data))), trains="soft tokens"))[0].item()
 
 
 @pytest.mark.slow
