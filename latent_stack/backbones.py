@@ -226,25 +226,26 @@ class Backbones:
         return found.last_hidden_state
 
     @cached_property
-    def _lm_lengths(self) -> Tensor:
-        """(encoder's vocabulary,): tokens of the language model that each token of the encoder becomes, by itself."""
+    def _lm_pieces(self) -> Tensor:
+        """(encoder's vocabulary, 3): each token of the encoder, by itself, in tokens of the language model: the first,
+        the last, and how many. Capitalised where that is shorter: an uncased encoder knows no names."""
         names = self.encoder_tokenizer.convert_ids_to_tokens(range(len(self.encoder_tokenizer)))
         special, is_wordpiece = set(self.encoder_tokenizer.all_special_ids), any(n.startswith("##") for n in names)
-        texts = []  # twice, since an uncased encoder knows no names and a language model has names as one token
-        for capital in (False, True):
-            for i, name in enumerate(names):
-                text = name.removeprefix("##") if is_wordpiece else self.encoder_tokenizer.decode([i])
-                text = text.capitalize() if capital and name[0].isalnum() else text
-                begins_word = is_wordpiece and name[0].isalnum()
-                texts.append("" if i in special else f" {text}" if begins_word else text)
+        texts = []
+        for i, name in enumerate(names):
+            text = name.removeprefix("##") if is_wordpiece else self.encoder_tokenizer.decode([i])
+            begins_word = is_wordpiece and name[0].isalnum()
+            capital = text.capitalize() if name[0].isalnum() else text
+            texts += ["" if i in special else f" {word}" if begins_word else word for word in (text, capital)]
         found = self.lm_tokenizer(texts, add_special_tokens=False)["input_ids"]
-        return torch.tensor([len(ids) for ids in found]).view(2, -1).amin(0)
+        shorter = [min(pair, key=len) for pair in zip(found[::2], found[1::2], strict=True)]
+        return torch.tensor([[ids[0], ids[-1], len(ids)] if ids else [self.eos, self.eos, 0] for ids in shorter])
 
-    def lm_positions(self, input_ids: Tensor) -> Tensor:
-        """Token ids of the encoder (B, L) -> how many tokens of the language model come before each (B, L), about: what
-        is one token to one of the two may be several to the other."""
-        lengths = self._lm_lengths.to(input_ids.device)[input_ids]
-        return lengths.cumsum(1) - lengths
+    def as_lm_reads(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Token ids of the encoder (B, L) -> the language model's embeddings of each token's first and last piece
+        (B, L, 2E), and how many of its tokens come before (B, L), about: alone a token may be cut another way."""
+        pieces = self._lm_pieces.to(self.lm.device)[input_ids.to(self.lm.device)]  # (B, L, 3)
+        return self.embed(pieces[..., :2]).flatten(2), pieces[..., 2].cumsum(1) - pieces[..., 2]
 
     # ---- the language model
 

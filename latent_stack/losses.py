@@ -54,7 +54,7 @@ class WordsInOrder:
     distance a soft token is nearest to its word and far from it, at a cosine of 0.35: too far to be read.
     """
 
-    N_OTHERS, N_ALIKE, DISTANCE = 500, 5, 5.0
+    N_OTHERS, N_ALIKE, DISTANCE = 500, 5, 2.0
     SHARPNESS = 30.0  # embeddings of unlike words have cosines of 0.2 and more
 
     @torch.no_grad()

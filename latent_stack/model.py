@@ -74,7 +74,7 @@ class LatentStack(
         H, E, D = self.backbones.encoder_dim, self.backbones.lm_dim, config.latent_dim
         several = config.ideas > 1
 
-        H = 2 * H if several else H  # queries read the encoder's word embeddings, too: its last layer forgets names
+        H = H + 2 * E if several else H  # queries read the language model's word embeddings, too
         self.pooling = Queries(config, H) if several else Pooling(config.pooling, H)
         self.register_buffer("origin", torch.zeros(H))  # mean of pooled training texts; of several ideas, of tokens
         self.register_buffer("unit", torch.ones(H))  # their standard deviation
@@ -117,14 +117,15 @@ class LatentStack(
     # ---- from texts to ideas to soft tokens
 
     def hidden_states(self, input_ids: Tensor, attention_mask: Tensor, cached: Tensor | None = None) -> Tensor:
-        """(B, L), (B, L) bool -> (B, L, H), for several ideas (B, L, 2H) with the word embeddings beside them.
+        """(B, L), (B, L) bool -> (B, L, H), for several ideas with the language model's embeddings of the same words
+        beside them: from the encoder's last layer alone synonyms and names are hard to tell apart.
 
         `cached`: the encoder's, (B, L, H), if the cache has them.
         """
         states = self.backbones.hidden_states(input_ids, attention_mask) if cached is None else cached
         if self.config.ideas == 1:
             return states
-        return torch.cat((states, self.backbones.encoder.get_input_embeddings()(input_ids.to(states.device))), -1)
+        return torch.cat((states, self.backbones.as_lm_reads(input_ids)[0].to(states.device)), -1)
 
     def states_of(self, batch: Batch) -> Tensor:
         return self.hidden_states(batch.input_ids, batch.attention_mask, batch.hidden_states)
@@ -141,7 +142,7 @@ class LatentStack(
         """
         pooling, compress = by or (self.pooling, self.compress)
         if self.config.ideas > 1:
-            position_ids = self.backbones.lm_positions(input_ids).to(hidden_states.device)
+            position_ids = self.backbones.as_lm_reads(input_ids)[1].to(hidden_states.device)
             return pooling(self.standardised(hidden_states), attention_mask, position_ids).flatten(1)
         return compress(self.standardised(pooling(hidden_states, attention_mask)))
 
@@ -154,8 +155,11 @@ class LatentStack(
         return (middle or self.middle)(self.one_by_one(z_in)).flatten(1)
 
     def prefix(self, z_out: Tensor) -> Tensor:
-        """Ideas (B, K·D) -> soft tokens (B, P, E)."""
-        return self.expand(self.one_by_one(z_out)).view(len(z_out), self.config.prefix_len, -1) * self.prefix_scale
+        """Ideas (B, K·D) -> soft tokens (B, P, E); those of several ideas are as long as real tokens."""
+        soft_tokens = self.expand(self.one_by_one(z_out)).view(len(z_out), self.config.prefix_len, -1)
+        if self.config.ideas > 1:
+            soft_tokens = F.normalize(soft_tokens, dim=-1) * soft_tokens.size(-1) ** 0.5
+        return soft_tokens * self.prefix_scale
 
     def prefix_of(self, batch: Batch) -> Tensor:
         """Batch -> soft tokens (B, P, E)."""

@@ -164,8 +164,8 @@ def run_task(model: LatentStack, train: list[Pair], test: list[Pair], seed: int)
     for name, (z_out, about) in thought(model, z, seed).items():
         said[name] = model.generate(z_out)
         result[name] = about | measure(said[name], targets, lower_case, seed)
-        cells = [f"{label} {row['mean']:.3f} ({row['ci95'][0]:.3f} to {row['ci95'][1]:.3f})"
-                 for label, row in result[name].items() if isinstance(row, dict)]  # fmt: skip
+        measures = {label: row for label, row in result[name].items() if isinstance(row, dict)}
+        cells = [f"{x} {row['mean']:.3f} ({row['ci95'][0]:.3f} to {row['ci95'][1]:.3f})" for x, row in measures.items()]
         control = " (control)" if name in CONTROLS else ""
         print(f"  {name + control:<22}{'   '.join(cells)}", flush=True)
     result["examples"] = [
