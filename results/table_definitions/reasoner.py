@@ -1,4 +1,4 @@
-"""The tables of reasoner/README.md."""
+"""The tables of reasoner/README.md; what makes its chain decide is in reasoner_chain.py."""
 
 from collections.abc import Callable
 
@@ -7,10 +7,12 @@ from results.tables import get, interval, number, table, with_ci
 TREE = "reasoner-quick/tree.json"
 TALKER = "reasoner-quick/talker.json"
 CONTAINMENT = {"trees": "reasoner-quick/containment.json", "GSM8K": "reasoner-gsm8k/containment.json"}
-NOISE = {"1.0M": "reasoner-cfg-no-noise/cfg.json", "0.58M": "reasoner-cfg-96/cfg.json"}
-ABLATIONS, CHAIN, TASKS = "reasoner_ablations.json", "reasoner_chain.json", "reasoner_tasks.json"
+NOISE = {"1.0M": "reasoner-cfg-no-noise/cfg.json", "0.58M": "reasoner-cfg-96/cfg.json"}  # trained without it
+TRAINED_WITH_NOISE = "reasoner-cfg/cfg.json"
+ABLATIONS, TASKS = "reasoner_ablations.json", "reasoner_tasks.json"
 GSM8K, FEWSHOT = "reasoner-gsm8k/trajectory.json", "reasoner-gsm8k/fewshot.json"
 CONSTANT = "gsm8k-small/accuracy.json"
+MWP, MORE, STEPS = "mwp 0 1 2", "JEPA-Reasoner, trunk as many steps", "JEPA-Reasoner, a latent a step"
 
 
 def points(file: str, keys: str, form: str = "+.1p") -> str:
@@ -33,6 +35,12 @@ def verdicts() -> str:
 
     def noisy(run: str, kind: str, index: int) -> str:
         return number(get(NOISE["1.0M"], f"runs.out/{run}.{kind}.{index}.token_accuracy.mean"), ".1%")
+
+    def trained(run: str) -> str:
+        return number(get(TRAINED_WITH_NOISE, f"runs.out/{run}.latent.4.token_accuracy.mean"), ".1%")
+
+    def answers(part: str, model: str) -> str:
+        return number(get(TASKS, f"{part}.models.`{model}`.accuracy.mean"), ".1%")
 
     def gsm8k(run: str, keys: str, form: str) -> str:
         return number(get(GSM8K, f"runs.out/{run}.{keys}"), form)
@@ -66,8 +74,30 @@ def verdicts() -> str:
         ],
         [
             "… to Gaussian noise on what is fed back?",
-            f"less so: {noisy('reasoner-cfg', 'latent', 4)} at a norm of 0.6",
-            f"coupled Transformer {noisy('cfg-coupled', 'latent', 4)}",
+            f"as robust, trained with it: {trained('reasoner-cfg')} at a norm of 0.6",
+            f"coupled Transformer, trained with it {trained('cfg-coupled')}; without it "
+            f"{noisy('reasoner-cfg', 'latent', 4)} and {noisy('cfg-coupled', 'latent', 4)}",
+        ],
+        [
+            "Does it find programs of word problems, MAWPS and ASDiv-A?",
+            f"in as many steps less often: {answers(MWP, 'JEPA-Reasoner')} of answers correct; the Reasoner alone in "
+            f"as many, more often: {answers(MWP, MORE)}",
+            f"coupled Transformer {answers(MWP, 'coupled')}; a language model of the same phases "
+            f"{answers(MWP, f'{MORE}, hard targets, tokens fed back')}",
+        ],
+        [
+            "Does it calculate two steps of a generated problem?",
+            f"less often: {answers('problems 0', 'JEPA-Reasoner')}, the Reasoner alone in as many steps "
+            f"{answers('problems 0', MORE)}",
+            f"coupled Transformer {answers('problems 0', 'coupled')}; the latter's weights, tokens fed back "
+            f"{answers('problems 0', f'{MORE}, tokens fed back')}",
+        ],
+        [
+            "Is one latent enough for a whole step?",
+            f"not here: {answers('problems 0', STEPS)} of the same problems, with "
+            f"{number(get(TASKS, f'problems 0.models.`{STEPS}`.chain'), '.0f')} latents a chain",
+            f"a latent a token, {number(get(TASKS, 'problems 0.models.JEPA-Reasoner.chain'), '.0f')} a chain: "
+            f"{answers('problems 0', 'JEPA-Reasoner')}",
         ],
         [
             "Does it solve GSM8K?",
@@ -260,59 +290,6 @@ def fewshot() -> str:
     return table(["solved examples", "0", "1", "5", "8", "8 minus 0, paired, points"], rows)
 
 
-def chain(preset: str) -> str:
-    """Self-supervised training varied, and what is fed back: chain tokens in place, equations that hold; in %."""
-    equations = {"latent": "latents", "0.06": "τ = 0.06", "0.01": "τ = 0.01", "tokens": "tokens (control)"}
-    rows = []
-    for name in get(CHAIN, f"{preset}.variants"):
-        keys = f"{preset}.variants.`{name}`"
-        rows.append(
-            [
-                name,
-                number(get(CHAIN, f"{keys}.teacher_forced"), ".1p"),
-                with_ci(CHAIN, f"{keys}.latent.0.token_accuracy", ".1p"),
-                points(CHAIN, f"{keys}.latent.0.less_the_first"),
-                *(with_ci(CHAIN, f"{keys}.`{fed_back}`.0.equations_nearest", ".1p") for fed_back in equations),
-            ]
-        )
-    first, *others = (
-        f"equations that hold: {shown}" if i == 0 else shown for i, shown in enumerate(equations.values())
-    )
-    header = [
-        "training",
-        "tokens in place: true inputs",
-        "latents fed back",
-        "minus the first row, paired",
-        first,
-        *others,
-    ]
-    return table(header, rows)
-
-
-def word_problems(task: str) -> str:
-    """Answers to word problems: JEPA-Reasoner, its controls and the baselines, over all seeds."""
-    rows = []
-    for name in get(TASKS, f"{task}.models"):
-        keys = f"{task}.models.`{name}`"
-        row = get(TASKS, keys)
-        exposure = row.get("exposure")
-        cells = [
-            name,
-            f"{row['n_params']:,.0f}" if "," not in name.replace(", a latent", "").replace(", trunk", "") else "",
-            with_ci(TASKS, f"{keys}.accuracy", ".1%"),
-            " / ".join(number(x, ".1p") for x in row["by_seed"]),
-            points(TASKS, f"{keys}.less_the_coupled"),
-            f"{exposure['teacher_forced']:.1%} / {exposure['free_running']:.1%}" if exposure else "",
-            number(row["chain"], ".1f"),
-            number(1000 * row["seconds"], ".1f"),
-        ]
-        rows.append(cells[:5] + ([number(row["equations"], ".1%")] if "equations" in row else []) + cells[5:])
-    header = ["", "parameters", "answers correct", "by seed, %", "minus coupled, paired, points"]
-    header += ["equations that hold"] if "equations" in row else []
-    header += ["token accuracy, true inputs / free", "latents or tokens a chain", "ms an answer"]
-    return table(header, rows)
-
-
 TABLES: dict[str, Callable[[], str]] = {
     "reasoner-verdicts": verdicts,
     "reasoner-tree": tree,
@@ -322,7 +299,4 @@ TABLES: dict[str, Callable[[], str]] = {
     "reasoner-ablations": ablations,
     "reasoner-gsm8k": gsm8k,
     "reasoner-fewshot": fewshot,
-    "reasoner-chain": lambda: chain("gsm8k-small"),
-    "reasoner-mwp": lambda: word_problems("mwp 0 1 2"),
-    "reasoner-problems": lambda: word_problems("problems 0"),
 }

@@ -1,0 +1,126 @@
+"""What makes a chain of latents decide: the tables of `reasoner_chain.json` and `reasoner_tasks.json`."""
+
+from collections.abc import Callable
+
+from results.table_definitions.reasoner import MORE, MWP, STEPS, TASKS, TRAINED_WITH_NOISE, points
+from results.tables import get, number, table, with_ci
+
+CHAIN = "reasoner_chain.json"
+
+
+def chain(preset: str) -> str:
+    """Self-supervised training varied, and what is fed back: chain tokens in place, equations that hold; in %."""
+    equations = {"latent": "latents", "0.06": "τ = 0.06", "0.01": "τ = 0.01", "tokens": "tokens (control)"}
+    rows = []
+    for name in get(CHAIN, f"{preset}.variants"):
+        keys = f"{preset}.variants.`{name}`"
+        rows.append(
+            [
+                name,
+                number(get(CHAIN, f"{keys}.teacher_forced"), ".1p"),
+                with_ci(CHAIN, f"{keys}.latent.0.token_accuracy", ".1p"),
+                points(CHAIN, f"{keys}.latent.0.less_the_first"),
+                *(with_ci(CHAIN, f"{keys}.`{fed_back}`.0.equations_nearest", ".1p") for fed_back in equations),
+            ]
+        )
+    first, *others = (
+        f"equations that hold: {shown}" if i == 0 else shown for i, shown in enumerate(equations.values())
+    )
+    header = [
+        "training",
+        "tokens in place: true inputs",
+        "latents fed back",
+        "minus the first row, paired",
+        first,
+        *others,
+    ]
+    return table(header, rows)
+
+
+def word_problems(part: str) -> str:
+    """Answers to word problems, over all seeds. Of chains of equations what they hold and cost."""
+    models, rows = get(TASKS, f"{part}.models"), []
+    calculates = "equations" in next(iter(models.values()))
+    for name, row in models.items():
+        keys = f"{part}.models.`{name}`"
+        exposure = row.get("exposure")
+        cells = [name, with_ci(TASKS, f"{keys}.accuracy", ".1p"), " / ".join(number(x, ".1p") for x in row["by_seed"])]
+        cells.append(points(TASKS, f"{keys}.less_the_coupled"))
+        if calculates:
+            cells += [
+                number(row["equations"], ".1p"),
+                number(row["chain"], ".1f"),
+                number(1000 * row["seconds"], ".1f"),
+            ]
+        shown = (number(exposure[key], ".1p") for key in ("teacher_forced", "free_running")) if exposure else ()
+        rows.append([*cells, " / ".join(shown)])
+    header = ["", "answers correct", "by seed", "minus coupled, paired"]
+    header += ["equations that hold", "latents or tokens a chain", "ms an answer"] if calculates else []
+    return table([*header, "tokens in place, true inputs / free"], rows)
+
+
+def of_chain(preset: str, variant: str, fed_back: str = "latent") -> str:
+    """GSM8K: equations that hold; the grammar: chain tokens in their places at noise of 0.6."""
+    measure = "0.equations_nearest" if preset == "gsm8k-small" else "1.token_accuracy"
+    return with_ci(CHAIN, f"{preset}.variants.`{variant}`.`{fed_back}`.{measure}", ".1p")
+
+
+def of_task(part: str, model: str) -> str:
+    """Answers that are correct."""
+    return with_ci(TASKS, f"{part}.models.`{model}`.accuracy", ".1p")
+
+
+def brought() -> str:
+    """What each change brought, in %: without it, with it, and the control."""
+    gsm8k, cfg, first, quiet, jepa = "gsm8k-small", "cfg-small", "as the preset", "without noise", "JEPA-Reasoner"
+    equations, noisy, answers = (
+        "GSM8K: equations that hold",
+        "grammar, noise of 0.6: tokens",
+        "MAWPS and ASDiv-A: answers",
+    )
+    coupled, hard = "coupled Transformer", f"{MORE}, hard targets"
+
+    def tokens(preset: str, variant: str) -> str:
+        return f"tokens fed back {of_chain(preset, variant, 'tokens')}"
+
+    noise_control = with_ci(TRAINED_WITH_NOISE, "runs.out/cfg-coupled.latent.4.token_accuracy", ".1p")
+    rows = [
+        ["sharpened at evaluation, τ = 0.01", equations, of_chain(gsm8k, first), of_chain(gsm8k, first, "0.01")],
+        ["", noisy, of_chain(cfg, quiet), of_chain(cfg, quiet, "0.01")],
+        ["noise in training", noisy, of_chain(cfg, quiet), of_chain(cfg, first)],
+        ["", equations, of_chain(gsm8k, first), of_chain(gsm8k, "noise")],
+        ["", f"{answers}, one fold", of_task("mwp 0", jepa), of_task("mwp 0", f"{jepa}, noise")],
+        ["contrast of weight 1", equations, of_chain(gsm8k, first), of_chain(gsm8k, "contrast 1")],
+        ["", f"{answers}, one fold", of_task("mwp 0", jepa), of_task("mwp 0", f"{jepa}, contrast")],
+        ["second pass over own latents", equations, of_chain(gsm8k, first), of_chain(gsm8k, "sharpened rollout")],
+        ["Reasoner trained in as many steps", answers, of_task(MWP, jepa), of_task(MWP, MORE)],
+        ["", "two steps: answers", of_task("problems 0", jepa), of_task("problems 0", MORE)],
+        ["… with hard targets", answers, of_task(MWP, MORE), of_task(MWP, hard)],
+        ["… and sharpened, τ = 0.01", answers, of_task(MWP, hard), of_task(MWP, f"{hard}, sharpened, τ = 0.01")],
+        ["one latent a step", "two steps: answers", of_task("problems 0", jepa), of_task("problems 0", STEPS)],
+    ]
+    controls = [
+        tokens(gsm8k, first),
+        tokens(cfg, quiet),
+        f"{coupled}, the same noise {noise_control}",
+        tokens(gsm8k, "noise"),
+        f"{coupled} {of_task('mwp 0', 'coupled')}",
+        tokens(gsm8k, "contrast 1"),
+        f"tokens fed back {of_task('mwp 0', f'{jepa}, contrast, tokens fed back')}",
+        tokens(gsm8k, "sharpened rollout"),
+        f"tokens fed back {of_task('mwp 0 1 2', f'{MORE}, tokens fed back')}",
+        f"tokens fed back {of_task('problems 0', f'{MORE}, tokens fed back')}",
+        *2 * [f"tokens fed back {of_task(MWP, f'{hard}, tokens fed back')}"],
+        f"{coupled} {of_task('problems 0', 'coupled')}",
+    ]
+    rows = [[*row, control] for row, control in zip(rows, controls, strict=True)]
+    return table(["change", "measured on", "without", "with", "control"], rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "reasoner-chain": lambda: chain("gsm8k-small"),
+    "reasoner-brought": brought,
+    "reasoner-mwp": lambda: word_problems(MWP),
+    "reasoner-mwp-one": lambda: word_problems("mwp 0"),
+    "reasoner-problems": lambda: word_problems("problems 0"),
+}
