@@ -24,6 +24,38 @@ def points(file: str, keys: str, form: str = "+.1p") -> str:
 # ------------------------------------------------------------------------------------------- first screen
 
 
+def answers(part: str, model: str) -> str:
+    """Rate of correct answers to word problems."""
+    return number(get(TASKS, f"{part}.models.`{model}`.accuracy.mean"), ".1%")
+
+
+def word_problem_verdicts() -> list[list[str]]:
+    """The rows of tasks that can be learned from scratch."""
+    return [
+        [
+            "Does it find programs of word problems, MAWPS and ASDiv-A?",
+            f"in as many steps less often: {answers(MWP, 'JEPA-Reasoner')} of answers correct; the Reasoner alone in "
+            f"as many, more often: {answers(MWP, MORE)}",
+            f"coupled Transformer {answers(MWP, 'coupled')}; a language model of the same phases "
+            f"{answers(MWP, f'{MORE}, hard targets, tokens fed back')}",
+        ],
+        [
+            "Does it calculate two steps of a generated problem?",
+            f"less often: {answers('problems 0', 'JEPA-Reasoner')}, the Reasoner alone in as many steps "
+            f"{answers('problems 0', MORE)}",
+            f"coupled Transformer {answers('problems 0', 'coupled')}; the latter's weights, tokens fed back "
+            f"{answers('problems 0', f'{MORE}, tokens fed back')}",
+        ],
+        [
+            "Is one latent enough for a whole step?",
+            f"not here: {answers('problems 0', STEPS)} of the same problems, with "
+            f"{number(get(TASKS, f'problems 0.models.`{STEPS}`.chain'), '.0f')} latents a chain",
+            f"a latent a token, {number(get(TASKS, 'problems 0.models.JEPA-Reasoner.chain'), '.0f')} a chain: "
+            f"{answers('problems 0', 'JEPA-Reasoner')}",
+        ],
+    ]
+
+
 def verdicts() -> str:
     """What was asked, the answer, its control."""
 
@@ -33,14 +65,8 @@ def verdicts() -> str:
     def later(model: str, what: str) -> str:
         return number(get(CONTAINMENT["trees"], f"runs.out/{model}.{what}.mean"), ".1%")
 
-    def noisy(run: str, kind: str, index: int) -> str:
-        return number(get(NOISE["1.0M"], f"runs.out/{run}.{kind}.{index}.token_accuracy.mean"), ".1%")
-
-    def trained(run: str) -> str:
-        return number(get(TRAINED_WITH_NOISE, f"runs.out/{run}.latent.4.token_accuracy.mean"), ".1%")
-
-    def answers(part: str, model: str) -> str:
-        return number(get(TASKS, f"{part}.models.`{model}`.accuracy.mean"), ".1%")
+    def noisy(run: str, kind: str, index: int, file: str = NOISE["1.0M"]) -> str:
+        return number(get(file, f"runs.out/{run}.{kind}.{index}.token_accuracy.mean"), ".1%")
 
     def gsm8k(run: str, keys: str, form: str) -> str:
         return number(get(GSM8K, f"runs.out/{run}.{keys}"), form)
@@ -74,31 +100,11 @@ def verdicts() -> str:
         ],
         [
             "… to Gaussian noise on what is fed back?",
-            f"as robust, trained with it: {trained('reasoner-cfg')} at a norm of 0.6",
-            f"coupled Transformer, trained with it {trained('cfg-coupled')}; without it "
+            f"as robust, trained with it: {noisy('reasoner-cfg', 'latent', 4, TRAINED_WITH_NOISE)} at a norm of 0.6",
+            f"coupled Transformer, trained with it {noisy('cfg-coupled', 'latent', 4, TRAINED_WITH_NOISE)}; without it "
             f"{noisy('reasoner-cfg', 'latent', 4)} and {noisy('cfg-coupled', 'latent', 4)}",
         ],
-        [
-            "Does it find programs of word problems, MAWPS and ASDiv-A?",
-            f"in as many steps less often: {answers(MWP, 'JEPA-Reasoner')} of answers correct; the Reasoner alone in "
-            f"as many, more often: {answers(MWP, MORE)}",
-            f"coupled Transformer {answers(MWP, 'coupled')}; a language model of the same phases "
-            f"{answers(MWP, f'{MORE}, hard targets, tokens fed back')}",
-        ],
-        [
-            "Does it calculate two steps of a generated problem?",
-            f"less often: {answers('problems 0', 'JEPA-Reasoner')}, the Reasoner alone in as many steps "
-            f"{answers('problems 0', MORE)}",
-            f"coupled Transformer {answers('problems 0', 'coupled')}; the latter's weights, tokens fed back "
-            f"{answers('problems 0', f'{MORE}, tokens fed back')}",
-        ],
-        [
-            "Is one latent enough for a whole step?",
-            f"not here: {answers('problems 0', STEPS)} of the same problems, with "
-            f"{number(get(TASKS, f'problems 0.models.`{STEPS}`.chain'), '.0f')} latents a chain",
-            f"a latent a token, {number(get(TASKS, 'problems 0.models.JEPA-Reasoner.chain'), '.0f')} a chain: "
-            f"{answers('problems 0', 'JEPA-Reasoner')}",
-        ],
+        *word_problem_verdicts(),
         [
             "Does it solve GSM8K?",
             f"no: exact match {gsm8k('reasoner-gsm8k', 'exact_match', '.2%')}",
