@@ -149,15 +149,15 @@ PRESETS = {
         ),
     ),
     "ideas": Preset(
-        "2 CPU cores: the same backbones; 16 ideas, and the texts of --pretrain DIR are said back before the task",
+        "1 CPU core, 45 min: the same backbones, 16 ideas; texts of --pretrain DIR are said back first",
         dict(
             run="out/latent-ideas",
             encoder=MINILM,
             decoder=SMOLLM2,
             dataset="auto",
-            rename=4,
+            rename=1,
             epochs=1,
-            max_steps=160,
+            max_steps=120,
             words_epochs=2,
             ideas=16,
             middle="identity",

@@ -161,7 +161,7 @@ def test_the_cache_on_disk_gives_the_encoders_hidden_states_and_is_used_again(tm
     plain, cached = tokenized(PAIRS, model), tokenized(PAIRS, model).cache(tmp_path)
     a, b = plain.batch([3, 7]), cached.batch([3, 7])
     assert a.hidden_states is None
-    known = model.hidden_states(a)[a.attention_mask]
+    known = model.states_of(a)[a.attention_mask]
     assert torch.allclose(b.hidden_states[b.attention_mask], known, atol=2e-3)
     assert torch.allclose(model(a)[0], model(b)[0], atol=1e-3)
 

@@ -54,7 +54,7 @@ def test_what_all_texts_have_in_common_is_removed_before_the_compression():
     data = tokenized(PAIRS[:8], model)
     model.standardise(data)
     batch = data.batch(range(8))
-    pooled = model.pooling(model.hidden_states(batch), batch.attention_mask)
+    pooled = model.pooling(model.states_of(batch), batch.attention_mask)
     standardised = (pooled - model.origin) / model.unit
     assert torch.allclose(standardised.mean(0), torch.zeros(32), atol=1e-4)
     assert torch.allclose(standardised.std(0), torch.ones(32), atol=1e-2)

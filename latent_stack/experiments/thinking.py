@@ -38,8 +38,8 @@ from latent_stack.layers import Middle
 from latent_stack.model import LatentStack
 from latent_stack.pairs import SAME_EVENT, Pair, load_pairs
 
-N_TRAIN, N_TEST = 3000, 200
-STEPS, BATCH, LR = 600, 64, 1e-3
+N_TRAIN, N_TEST = 1500, 100
+STEPS, BATCH, LR = 400, 64, 1e-3
 LAYERS = {"mlp": 2, "transformer": 2, "deeper": 4}
 RIDGE = 0.1  # of the mean variance of a number
 CONTROLS = ("identity", "untrained", "shuffled", "target")
