@@ -5,8 +5,7 @@ from collections.abc import Callable
 from results.tables import get, interval, load, number, table, with_ci
 
 QUICK, PARAPHRASE = "latent-quick/summaries.json", "latent-paraphrase/summaries.json"
-SAID, IDEAS = "latent-ideas/pretrain/sayback.json", "latent-ideas/summaries.json"
-THINKING, CAPACITY = "latent-ideas/pretrain/thinking.json", "latent-capacity/capacity.json"
+SAID, THINKING, IDEAS = "latent-said/sayback.json", "latent-said/thinking.json", "latent-ideas/summary.json"
 SETTINGS = {
     "base": "base: LoRA on the language model, bag of words, 256-d idea, mean pooling, MLP of 2 layers",
     "no middle model": "no middle model",
@@ -187,16 +186,12 @@ def sayback() -> str:
 
 def ideas_summaries() -> str:
     """The dialogues of `latent-summaries`, from 16 ideas and from one."""
-    labels = {
-        (IDEAS, "own"): "16 ideas, after saying back",
-        (IDEAS, "shuffled"): "the same, another text's (control)",
-        (QUICK, "own"): "one idea (`quick`)",
-        (QUICK, "lead3"): "the first three lines, no model",
-    }
-    rows = []
-    for (file, kind), label in labels.items():
-        cells = [with_ci(file, f"{kind}.rougeL")]
-        rows.append([label, *cells, *(with_ci(file, f"{kind}.recall_{x}", ".1%") for x in ("names", "words"))])
+    measures, rows = {"rougeL": ".3f", "recall_names": ".1%", "recall_words": ".1%"}, []
+    for suffix, label in (("", "16 ideas, after saying back"), ("_shuffled", "the same, another text's (control)")):
+        found = [(get(IDEAS, f"{name}{suffix}"), get(IDEAS, f"{name}{suffix}_ci95")) for name in measures]
+        rows.append([label, *(interval(*x, digits) for x, digits in zip(found, measures.values(), strict=True))])
+    for kind, label in (("own", "one idea (`quick`)"), ("lead3", "the first three lines, no model")):
+        rows.append([label, *(with_ci(QUICK, f"{kind}.{name}", digits) for name, digits in measures.items())])
     return table(["", "ROUGE-L", "names generated", "other words generated"], rows)
 
 
@@ -213,42 +208,15 @@ MIDDLES = {
 
 
 def thinking() -> str:
-    found = load(THINKING)
-    tasks = [name for name, value in found.items() if isinstance(value, dict)]
-    rows = []
-    for name, label in MIDDLES.items():
-        measured = [found[task][name]["rougeL" if task == "samsum" else "exact"] for task in tasks]
-        cells = zip(tasks, measured, strict=True)
-        rows.append([label, *(interval(x["mean"], x["ci95"], ".3f" if t == "samsum" else ".1%") for t, x in cells)])
-    return table(["", *("samsum, ROUGE-L" if t == "samsum" else f"{t}, exact" for t in tasks)], rows)
-
-
-def idea_variants() -> str:
-    rows = []
-    for name, found in get("latent_ideas.json", "variants").items():
-        cells = [interval(found[key]["mean"], found[key]["ci95"], ".1%") for key in ("exact", "names")]
-        cells.append(number(found["exact_shuffled"]["mean"], ".1%"))
-        seeds = " and ".join(number(x, ".1%") for x in found["by_seed"])
-        less = points(found["exact_less_the_first"], "+.1%") if rows else ""
-        rows.append([name, f"{found['n_params']:,}", cells[0], seeds, less, cells[1], cells[2]])
-    header = ["", "trained", "exact but for the case", "by seed", "less the first row", "names", "exact (control)"]
-    return table(header, rows)
-
-
-def capacity() -> str:
-    rows = []
-    for name, found in get(CAPACITY, "capacity").items():
-        fractions = [number(found[key]["mean"], ".0%") for key in ("at_first", "said")]
-        rows.append([name, f"{found['numbers']:,}", *fractions, number(found["whole"], ".0%")])
-    return table(["what is optimised", "numbers", "tokens said exactly, step 0", "at last", "texts said whole"], rows)
+    tasks = [name for name, value in load(THINKING).items() if isinstance(value, dict)]
+    rows = [[label, *(with_ci(THINKING, f"{t}.{name}.rougeL") for t in tasks)] for name, label in MIDDLES.items()]
+    return table(["ROUGE-L to the target", *tasks], rows)
 
 
 TABLES: dict[str, Callable[[], str]] = {
     "latent-sayback": sayback,
     "latent-ideas": ideas_summaries,
     "latent-thinking": thinking,
-    "latent-idea-variants": idea_variants,
-    "latent-capacity": capacity,
     "latent-verdicts": verdicts,
     "latent-summaries": summaries,
     "latent-cross-entropy": cross_entropies,
