@@ -112,7 +112,7 @@ class EvalConfig:
     """What `latent_stack.evaluate` reads."""
 
     run: str = opt("out/latent-quick", "folder of the trained run")
-    what: str = opt("summaries", "the experiment", EXPERIMENTS)
+    what: str = opt("summaries", f"the experiment: {', '.join(EXPERIMENTS)}", EXPERIMENTS)
     dataset: str = opt("", "other pairs than the run's: samsum, jsonl, texts, …, with --data-dir")
     text: str = opt("", "generate from this text's idea instead; - reads it from standard input")
     data_dir: str = opt("", "folder of the data; none: what the run was trained on")
