@@ -198,9 +198,7 @@ def _add_options(parser: argparse.ArgumentParser, defaults, shown) -> dict[str, 
             extra = dict(nargs="+", metavar="TEXT")
         elif f.metadata["choices"]:
             extra = dict(type=kind, choices=f.metadata["choices"])
-            if (
-                len(",".join(map(str, extra["choices"]))) > 66
-            ):  # no room in a terminal of 80 columns; the help text has them
+            if len(",".join(map(str, extra["choices"]))) > 66:  # no room in 80 columns; the help text has them
                 extra["metavar"] = "NAME"
         else:
             extra = dict(type=kind, metavar={int: "N", float: "X", str: "TEXT"}[kind])
