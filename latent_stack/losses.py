@@ -51,7 +51,7 @@ class WordsInOrder:
 
     -log likelihood by the cosine with its embedding, among the tokens of the batch, those most like each of them, and
     N_OTHERS more; and DISTANCE · (1 - cosine). Without the like ones "temple" does for "cathedral". Without the
-    distance a soft token is nearest to its word and far from it, at a cosine of 0.35: too far to be read.
+    distance a soft token is nearest to its word, and yet too far from it for the language model to read.
     """
 
     N_OTHERS, N_ALIKE, DISTANCE = 500, 5, 2.0

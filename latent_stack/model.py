@@ -128,6 +128,7 @@ class LatentStack(
         return torch.cat((states, self.backbones.as_lm_reads(input_ids)[0].to(states.device)), -1)
 
     def states_of(self, batch: Batch) -> Tensor:
+        """Batch -> `hidden_states` of its inputs, from the cache if it has them."""
         return self.hidden_states(batch.input_ids, batch.attention_mask, batch.hidden_states)
 
     def standardised(self, x: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from latent_stack.pairs import Pair, load_pairs
 
 STAGES = ("words", "pretrain")
 N_VAL = 100  # sentences of the validation loss
-WORDS_BATCH, WORDS_LR = 64, 2e-3  # of the stage without the language model
+WORDS_BATCH, WORDS_LR = 64, 2e-3  # of the stage without the language model, whose steps are cheap and gradients tame
 
 
 def of_length(pairs: list[Pair], model: LatentStack, longest: int) -> list[Pair]:

@@ -6,7 +6,7 @@
               "12+30=42,"  "42*2=84,"  "#### 84 [EOS]"                    all steps at once; nothing comes back
 
     pretrain  as ever: next-token cross-entropy on the equations
-    sst       an auxiliary decoder makes each latent say its own step, and the last one is told from the others. The
+    sst       an auxiliary decoder makes each latent say its own step, and the last one is classified as the last. The
               chain reads its own latents in training as in use: no exposure gap. The decoder is not used afterwards:
               SIM-CoT (Wei et al. 2025, arXiv 2509.20317)
     talker    cross-entropy of each step's tokens given its frozen latent

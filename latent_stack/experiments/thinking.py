@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from common.stats import bootstrap_mean, wilson
 from common.word_problems import NARROW, split_of_pair
-from latent_stack.config import EvalConfig
+from latent_stack.config import EvalConfig, dataset_of
 from latent_stack.experiments.measures import derangement, lower_case_words, recall_of, rouge_of
 from latent_stack.layers import Middle
 from latent_stack.model import LatentStack
@@ -180,7 +180,7 @@ def run(model: LatentStack, pairs: list[Pair], config: EvalConfig) -> dict:
     for task in TASKS:
         print(f"\n{task}")
         result[task] = run_task(model, generated(task, "train", N_TRAIN), generated(task, "test", N_TEST), config.seed)
-    dataset, data_dir = config.dataset or model.config.dataset, config.data_dir or model.config.data_dir
+    dataset, data_dir = dataset_of(config, model.config), config.data_dir or model.config.data_dir
     if dataset != "texts":  # which are their own targets
         print(f"\n{dataset}")
         train = load_pairs(replace(model.config, dataset=dataset, data_dir=data_dir))["train"][:N_TRAIN]
