@@ -21,7 +21,7 @@ DATA = (
     "labels",
     "levels",
 )  # of the test split
-EXPERIMENTS = ("tree", "cfg", "containment", "talker", "trajectory", "fewshot", "dial")
+EXPERIMENTS = ("tree", "cfg", "containment", "talker", "trajectory", "fewshot", "dial", "posterior")
 
 
 @dataclass
@@ -44,7 +44,7 @@ class ReasonerConfig(LoopConfig):
         ("decoupled", *BASELINES),
     )
 
-    dataset: str = opt("tree", "what is reasoned about", ("tree", "cfg", *QUESTIONS, "text"), group="data")
+    dataset: str = opt("tree", "what is reasoned about", ("tree", "routes", "cfg", *QUESTIONS, "text"), group="data")
     data_dir: str = opt(
         "",
         "gsm8k: DIR/train.jsonl and DIR/test.jsonl; mwp: DIR/mawps/fold0 … and DIR/asdiv-a/fold0 …; "
@@ -52,11 +52,13 @@ class ReasonerConfig(LoopConfig):
         path=True,
     )
     fold: int = opt(0, "mwp (MAWPS and ASDiv-A): which of the five published folds is tested", low=0, below=5)
-    n_train: int = opt(400_000, "tree, cfg, wordproblems: training examples generated; text: passages read", low=1)
+    n_train: int = opt(400_000, "generated data: training examples; text: passages read", low=1)
     difficulty: int = opt(3, "wordproblems: 3 has two steps, 6 three; all in common/word_problems.py", low=1, below=7)
-    leaves: int = opt(8, "tree: most leaves; a tree has 2 to this many, and 2 * leaves - 1 nodes", low=2)
-    depth: int = opt(3, "tree: longest route, in edges; 2 ** depth leaves at most", low=1)
-    labels: int = opt(64, "tree: node labels are drawn from as many", low=3)
+    leaves: int = opt(
+        8, "tree: most leaves; a tree has 2 to this many, and 2 * leaves - 1 nodes; routes: nodes a layer", low=2
+    )
+    depth: int = opt(3, "tree: longest route, in edges; 2 ** depth leaves at most; routes: length of all", low=1)
+    labels: int = opt(64, "tree, routes: node labels are drawn from as many", low=3)
     levels: int = opt(4, "cfg: levels of the grammar above its terminals; 3 have 1,872 strings, 4 billions", (3, 4))
     reasoning: str = opt(
         "solution",
@@ -110,7 +112,7 @@ class ReasonerConfig(LoopConfig):
     talker_lr: float = opt(1e-3, "peak learning rate of the Talker", low=0.0)
 
     max_chain: int = opt(0, "longest chain in latents (0: the longest of the training set)", low=0, group="evaluation")
-    n_eval: int = opt(1000, "test examples generated for tree, cfg and wordproblems", low=1)
+    n_eval: int = opt(1000, "test examples of generated data", low=1)
 
     # filled in by training
     vocab_size: int = internal(0)
@@ -185,6 +187,26 @@ PRESETS = {
             talker_layer=1,
             batch_size=32,
             epochs=1,
+            lr=2e-3,
+            sst_lr=2e-3,
+            pretrain_on="chain",
+        ),
+    ),
+    "routes": Preset(
+        "1 CPU core, TODO min: graphs with several routes to the goal, 1M parameters",
+        dict(
+            run="out/reasoner-routes",
+            dataset="routes",
+            n_train=40_000,
+            leaves=3,
+            depth=3,
+            labels=16,
+            block_size=80,
+            n_layer=4,
+            **SMALL,
+            talker_layer=1,
+            batch_size=32,
+            epochs=2,
             lr=2e-3,
             sst_lr=2e-3,
             pretrain_on="chain",

@@ -39,6 +39,7 @@ from common.options import UserError
 from common.tokenizers import Tokenizer
 from reasoner.config import QUESTIONS, ReasonerConfig
 from reasoner.corpus import Passages, passages, tokenized_on_disk
+from reasoner.routes import routes
 from reasoner.tasks import TERMINALS, Example, derivations, grammar, solutions, trees
 
 BPE_EXAMPLES = 100_000  # a BPE is trained on so many at most
@@ -50,7 +51,7 @@ def load_examples(split: str, config: ReasonerConfig) -> list[Example] | Passage
         return passages(split, config)
     if config.dataset in QUESTIONS:
         return solutions(split, config)
-    generate = trees if config.dataset == "tree" else derivations
+    generate = {"tree": trees, "routes": routes, "cfg": derivations}[config.dataset]
     return generate(split, config.n_train if split == "train" else config.n_eval, config)
 
 
@@ -82,7 +83,7 @@ class WordTokenizer(Tokenizer):
 
 def make_tokenizer(config: ReasonerConfig, examples: Iterable[Example]) -> Tokenizer:
     """The data's tokenizer: one word a token for trees and strings, a trained BPE or GPT-2's for text."""
-    if config.dataset == "tree":
+    if config.dataset in ("tree", "routes"):
         return WordTokenizer([*map(str, range(config.labels)), ";", "root", "goal", ":"])
     if config.dataset == "cfg":
         return WordTokenizer([*TERMINALS, *(f"{x}{i}" for x in grammar(config.levels) for i in (1, 2)), ":"])

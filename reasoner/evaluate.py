@@ -7,6 +7,7 @@
     python -m reasoner.evaluate --what trajectory --run out/reasoner-gsm8k    GSM8K: how good is the way to the answer?
     python -m reasoner.evaluate --what fewshot --run out/reasoner-gsm8k --data-dir DIR      n solved examples before it
     python -m reasoner.evaluate --what dial --run out/reasoner-quick          latents fed back, sharpened, made tokens
+    python -m reasoner.evaluate --what posterior --run out/reasoner-routes    weights of several routes
 
     python -m reasoner.evaluate --run out/reasoner-quick --ask "5 9 ; 5 2 ; 2 4 ; 2 8 ; root 5 goal 8 :"
     python -m reasoner.evaluate --run out/reasoner-quick --ask - < prompts.txt              one a line
@@ -29,7 +30,7 @@ from common.device import resolve_device
 from common.options import UserError, ask_each, flag, parse, run_main
 from reasoner.config import DATA, QUESTIONS, EvalConfig, ReasonerConfig
 from reasoner.data import load_examples
-from reasoner.experiments import cfg, containment, dial, fewshot, talker, trajectory, tree
+from reasoner.experiments import cfg, containment, dial, fewshot, posterior, talker, trajectory, tree
 from reasoner.model import NearestDecoder, ReasonerTalker
 from reasoner.phases import load_run
 from reasoner.tasks import Example
@@ -43,8 +44,14 @@ MODULES = {
     "trajectory": trajectory,
     "fewshot": fewshot,
     "dial": dial,
+    "posterior": posterior,
 }
-DATASET = {"tree": ("tree",), "cfg": ("cfg",), "trajectory": QUESTIONS}  # experiments that need one of these
+DATASET = {
+    "tree": ("tree",),
+    "cfg": ("cfg",),
+    "trajectory": QUESTIONS,
+    "posterior": ("routes",),
+}  # experiments that need one of these
 
 
 def check_run(run: str, model, what: str) -> None:
@@ -126,7 +133,7 @@ def main(argv: list[str] | None = None) -> None:
         return ask_run(config, given)
     models = load_models(config)
     examples = test_examples(config, models[config.run].config)
-    if config.what in DATASET:
+    if config.what in DATASET and config.what != "posterior":
         models = with_controls(models)
     with torch.no_grad():
         result = MODULES[config.what].measure(models, examples, config)

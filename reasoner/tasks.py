@@ -2,6 +2,7 @@
 
     tree    prompt  "5 9 ; 5 2 ; 9 7 ; 9 1 ; 2 4 ; 2 8 ; root 5 goal 7 :"     edges shuffled, parent before child
             chain   "5 9 7"                                                   the route from the root to the goal
+    routes  as tree, but a graph, in which several routes lead to the goal: the chain is any one of them (routes.py)
     cfg     prompt  "a c b b a :"                                             a string of the grammar below
             chain   "S1 A2 B1"                                                its derivation, leftmost first
     gsm8k, mwp, wordproblems
@@ -115,9 +116,15 @@ def node_labels(example: Example) -> list[str]:
 
 
 def tree_of(example: Example) -> tuple[str, set[tuple[str, str]]]:
-    """The tree that a prompt describes -> (root, edges)."""
+    """The tree or graph that a prompt describes -> (root, edges)."""
     words = example.prompt.split()  # parent child ; … root R goal G :
     return words[-4], {(words[i], words[i + 1]) for i in range(0, len(words) - 5, 3)}
+
+
+def is_walk(example: Example, text: str) -> bool:
+    """Does `text` begin at the root and follow the edges?"""
+    (root, edges), route = tree_of(example), text.split()
+    return route[:1] == [root] and all(step in edges for step in zip(route, route[1:], strict=False))
 
 
 @dataclass(frozen=True)
@@ -279,10 +286,12 @@ def solutions(split: str, config: ReasonerConfig) -> list[Example]:
 
 
 def is_correct(dataset: str, example: Example, text: str) -> bool:
-    """Is `text` the answer? Programs: what it computes; other questions: the number behind ####; trees and strings: the
-    whole chain, word by word."""
+    """Is `text` the answer? Programs: what it computes; other questions: the number behind ####; a graph: any route;
+    trees and strings: the whole chain, word by word."""
     if example.answer:
         return same_answer(compute(text, dict(example.numbers)), example.answer)
+    if dataset == "routes":
+        return is_walk(example, text) and text.split()[-1] == example.prompt.split()[-2]
     if dataset not in QUESTIONS:
         return text.split() == example.chain.split()
     answer = parse_answer(text)
@@ -294,9 +303,8 @@ def is_valid(config: ReasonerConfig, example: Example, text: str) -> bool:
     something; a solution with a number."""
     if config.computes:
         return bool(compute(text, dict(example.numbers)))
-    if config.dataset == "tree":
-        (root, edges), route = tree_of(example), text.split()
-        return route[:1] == [root] and all(step in edges for step in zip(route, route[1:], strict=False))
+    if config.dataset in ("tree", "routes"):
+        return is_walk(example, text)
     if config.dataset == "cfg":
         return derived_string(text, config.levels) is not None
     return parse_answer(text) is not None

@@ -55,11 +55,14 @@ from reasoner.phases import (
     phase_config,
     phases_of,
 )
+from reasoner.routes import guessing
 from reasoner.tasks import is_correct
 
 PROGRESS = {"loss": "loss", "cos_own": "cos matched", "cos_other": "mismatched", "chain_accuracy": "accuracy"}
 # key in summary.json
-MEASURED = {"tree": "route_accuracy", "cfg": "derivation_accuracy"} | dict.fromkeys(QUESTIONS, "exact_match")
+MEASURED = {"tree": "route_accuracy", "routes": "route_accuracy", "cfg": "derivation_accuracy"} | dict.fromkeys(
+    QUESTIONS, "exact_match"
+)
 
 
 # ------------------------------------------------------------------------------------------- the options
@@ -224,6 +227,8 @@ def control(config: ReasonerConfig, train: list, test: list) -> tuple[float, str
         answer = answers.most_common(1)[0][0] if answers else "0"
         hits = sum(is_correct(config.dataset, x, answer if config.computes else f"#### {answer}") for x in test)
         return hits / len(test), f"always answering {answer}"
+    if config.dataset == "routes":
+        return sum(map(guessing, test)) / len(test), "guessing at every fork"
     known = config.dataset == "tree"  # the root is given; each step has two ways, each symbol two rules
     chance = sum(0.5 ** (len(x.chain.split()) - known) for x in test) / len(test)
     return chance, "guessing at every fork" if known else "guessing every rule"
@@ -244,7 +249,7 @@ def report(config: ReasonerConfig, summary: dict) -> str:
     if "val_cos_own" in latents:
         lines.append(nearer(latents["val_cos_own"], latents["val_cos_other"], "token"))
     lines.append(f"\nthe run is in {run}/, a folder a phase, its curves inside")
-    what = {"tree": "tree", "cfg": "cfg"}.get(config.dataset)
+    what = {"tree": "tree", "routes": "posterior", "cfg": "cfg"}.get(config.dataset)
     what = what or ("trajectory" if config.reasoning in ("equations", "steps") else "containment")
     page = ["main.py"] if config.model == "decoupled" else []
     return "\n".join([*lines, try_next(run, *page, f"-m reasoner.evaluate --what {what}")])

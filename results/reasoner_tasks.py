@@ -51,6 +51,10 @@ MODELS = {
     "JEPA-Reasoner, a latent a step": "--reasoning steps",
     "JEPA-Reasoner, a latent a step, 8 passes": "--reasoning steps --sst-epochs 8",
 }
+MODELS |= {  # Reasoner and Talker, five blocks together; the presets have 4 + 1
+    f"JEPA-Reasoner, trunk as many steps, {n} + {5 - n} blocks": f"--sst-epochs {{as_many}} --n-layer {n} --talker-layer {5 - n}"
+    for n in (3, 2, 1)
+}
 FIRST = "coupled"  # what the others are compared with
 SHARPEN = 0.01
 
