@@ -52,7 +52,8 @@ MODELS = {
     "JEPA-Reasoner, a latent a step, 8 passes": "--reasoning steps --sst-epochs 8",
 }
 MODELS |= {  # Reasoner and Talker, five blocks together; the presets have 4 + 1
-    f"JEPA-Reasoner, trunk as many steps, {n} + {5 - n} blocks": f"--sst-epochs {{as_many}} --n-layer {n} --talker-layer {5 - n}"
+    f"JEPA-Reasoner, trunk as many steps, {n} + {5 - n} blocks": "--sst-epochs {as_many} "
+    f"--n-layer {n} --talker-layer {5 - n}"
     for n in (3, 2, 1)
 }
 FIRST = "coupled"  # what the others are compared with
