@@ -17,7 +17,7 @@ from reasoner.config import QUESTIONS
 from reasoner.data import load_examples
 from reasoner.model import ReasonerTalker
 from reasoner.phases import load_run
-from reasoner.tasks import Example, is_correct, parse_tree
+from reasoner.tasks import MEASURED, Example, is_correct, parse_tree
 from reasoner.trace import Trace, trace
 
 NAME, SYSTEM, WEIGHTS = "Chain", "reasoner", "talker/model.safetensors"
@@ -31,6 +31,7 @@ N_EXAMPLES = 200  # of the test split; about 1% of the quick run's routes are wr
 MANY = 12  # rows of a table beyond which it scrolls
 TASK = {
     "tree": "The prompt lists the edges of a tree, its root and a goal. The chain should be the route between them.",
+    "routes": "The prompt lists the edges of a graph, its root and a goal. The chain should be a route between them.",
     "cfg": "The prompt is a string of a small grammar. The chain should be its derivation, rule by rule.",
     **dict.fromkeys(QUESTIONS, "The prompt is a word problem. The chain should be its solution."),
     "text": "The prompt is the beginning of a text. The chain should be what follows.",
@@ -39,9 +40,7 @@ LATENT = (
     "In training each latent was drawn towards the embedding of the chain's next token, with true tokens as inputs; "
     "here the chain runs on its own latents."
 )
-TARGET = {"tree": "route", "cfg": "derivation", **dict.fromkeys(QUESTIONS, "solution")}
-# in summary.json
-MEASURED = {"tree": "route_accuracy", "cfg": "derivation_accuracy", **dict.fromkeys(QUESTIONS, "exact_match")}
+TARGET = {"tree": "route", "routes": "route (one of several)", "cfg": "derivation", **dict.fromkeys(QUESTIONS, "solution")}
 
 
 # ------------------------------------------------------------------------------------------- the tab's run
@@ -68,7 +67,7 @@ def read_examples(model: ReasonerTalker, data_dir: str) -> list[Example]:
 
     A `data_dir` that was asked for and cannot be read is a UserError: it is not quietly replaced.
     """
-    if data_dir and model.config.dataset in ("tree", "cfg"):
+    if data_dir and model.config.dataset in ("tree", "routes", "cfg"):
         raise UserError(f"--data-dir does not apply: the examples of {model.config.dataset} are generated")
     config = replace(model.config, n_eval=N_EXAMPLES, data_dir=data_dir or model.config.data_dir)
     if config.dataset == "text":  # which has no prompts

@@ -26,6 +26,9 @@ from common.word_problems import word_problems
 from reasoner.config import QUESTIONS, ReasonerConfig
 
 SPLIT_FRACTIONS = {"train": 0.8, "val": 0.1, "test": 0.1}  # of all possible trees and strings
+# what the test split is measured by, a key in summary.json
+MEASURED = {"tree": "route_accuracy", "routes": "route_accuracy", "cfg": "derivation_accuracy"}
+MEASURED |= dict.fromkeys(QUESTIONS, "exact_match")
 MAX_MISSES = 10_000  # draws without a new example after which there are hardly any more
 
 

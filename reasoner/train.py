@@ -56,13 +56,9 @@ from reasoner.phases import (
     phases_of,
 )
 from reasoner.routes import guessing
-from reasoner.tasks import is_correct
+from reasoner.tasks import MEASURED, is_correct
 
 PROGRESS = {"loss": "loss", "cos_own": "cos matched", "cos_other": "mismatched", "chain_accuracy": "accuracy"}
-# key in summary.json
-MEASURED = {"tree": "route_accuracy", "routes": "route_accuracy", "cfg": "derivation_accuracy"} | dict.fromkeys(
-    QUESTIONS, "exact_match"
-)
 
 
 # ------------------------------------------------------------------------------------------- the options
