@@ -3,7 +3,8 @@
     python -m reasoner.train --preset cfg-small
     python results/reasoner_chain.py --preset cfg-small --run out/reasoner-cfg --noise 0 0.6
     python -m reasoner.train --preset gsm8k-small --data-dir DIR
-    python results/reasoner_chain.py --preset gsm8k-small --run out/reasoner-gsm8k --options "--data-dir DIR"
+    python results/reasoner_chain.py --preset gsm8k-small --run out/reasoner-gsm8k \\
+        --options "--data-dir DIR --sst-loss cosine --sharpen 0"
 
 Each variant starts from RUN/pretrain and is read by the nearest embedding, without a Talker: with its latents fed back,
 with them sharpened, and with tokens fed back, the control. What is finished stays. Writes the preset's part of

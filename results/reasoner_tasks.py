@@ -36,7 +36,12 @@ from reasoner.model import NearestDecoder, ReasonerTalker
 from reasoner.phases import load_run
 from results.runs import ROOT, folder_of, slug, train_once
 
-TASKS = {"mwp": "--preset mwp --data-dir {data_dir} --fold {seed}", "problems": "--preset problems"}
+# what is compared is varied below, whatever the preset's own choice
+COSINE = "--sst-loss cosine --sharpen 0 --sst-epochs"
+TASKS = {
+    "mwp": f"--preset mwp --data-dir {{data_dir}} --fold {{seed}} {COSINE} 3",
+    "problems": f"--preset problems {COSINE} 1",
+}
 TASKS["three steps"] = f"{TASKS['problems']} --difficulty 6"
 MODELS = {
     "coupled": "--model coupled",
@@ -63,7 +68,7 @@ SHARPEN = 0.01
 def options(task: str, model: str, seed: int, data_dir: str) -> str:
     """What `python -m reasoner.train` is called with."""
     preset = PRESETS[TASKS[task].split()[1]].values
-    as_many = preset.get("sst_epochs", 1) + preset.get("talker_epochs", 1)
+    as_many = int(TASKS[task].partition("--sst-epochs ")[2].split()[0]) + preset.get("talker_epochs", 1)
     words = f"{TASKS[task]} {MODELS[model]} --seed {seed}"
     return " ".join(words.format(data_dir=data_dir, seed=seed, as_many=as_many).split())
 

@@ -352,7 +352,7 @@ def test_every_ablation_is_a_command_and_one_of_each_phase_is_trained_and_measur
 
 def test_every_variant_of_the_chain_is_a_command_and_two_are_trained_and_compared(tmp_path, monkeypatch):
     for options in reasoner_chain.VARIANTS.values():
-        parse(ReasonerConfig, PRESETS, "", ["--preset", "gsm8k-small", *options.split()])
+        parse(ReasonerConfig, PRESETS, "", ["--preset", "gsm8k-small", "--sst-loss", "cosine", *options.split()])
     monkeypatch.setattr(reasoner_chain, "train_once", lambda summary, module, words, threads: call(train, *words))
     where = ["--preset", "quick", "--run", trained_run().run, "--out", tmp_path / "runs", "--json", tmp_path / "a.json"]
     variants, noise = ["as the preset", "noise, contrast 1"], ["--noise", "0", "0.6"]

@@ -338,7 +338,7 @@ def test_baselines_are_as_large_as_reasoner_and_talker_together(preset, most, ta
     """`most`: a baseline has whole blocks, which is coarse in small models."""
     values = PRESETS[preset].values | dict(talker=talker, vocab_size=50_304 if preset == "0.9b" else 64)
     for kind in ("coupled", "coupled-talker"):  # coconut has coupled's layers
-        config = ReasonerConfig(**values | dict(model=kind))
+        config = ReasonerConfig(**values | dict(model=kind, sharpen=0.0))
         with torch.device("meta"):
             assert abs(Coupled(config).n_params() / sum(sizes(config)) - 1) < most, kind
 

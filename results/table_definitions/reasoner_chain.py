@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from results.table_definitions.reasoner import MORE, MWP, STEPS, TASKS, TRAINED_WITH_NOISE, points
+from results.table_definitions.reasoner import GSM8K, HARD, MORE, MWP, STEPS, TASKS, TRAINED_WITH_NOISE, points
 from results.tables import get, number, table, with_ci
 
 CHAIN = "reasoner_chain.json"
@@ -70,6 +70,12 @@ def of_task(part: str, model: str) -> str:
     return with_ci(TASKS, f"{part}.models.`{model}`.accuracy", ".1p")
 
 
+def of_gsm8k(how: str, file: str) -> str:
+    """Equations that hold, of the run at full size: before hard targets, or with them."""
+    run = file.partition("/")[0]
+    return with_ci(file, f"runs.out/{run}, {how}.arithmetic", ".1p")
+
+
 def brought() -> str:
     """What each change brought, in %: without it, with it, and the control."""
     gsm8k, cfg, first, quiet, jepa = "gsm8k-small", "cfg-small", "as the preset", "without noise", "JEPA-Reasoner"
@@ -84,6 +90,7 @@ def brought() -> str:
         return f"tokens fed back {of_chain(preset, variant, 'tokens')}"
 
     noise_control = with_ci(TRAINED_WITH_NOISE, "runs.out/cfg-coupled.latent.4.token_accuracy", ".1p")
+    whole = f"{equations}, all questions"
     rows = [
         ["sharpened at evaluation, τ = 0.01", equations, of_chain(gsm8k, first), of_chain(gsm8k, first, "0.01")],
         ["", noisy, of_chain(cfg, quiet), of_chain(cfg, quiet, "0.01")],
@@ -97,6 +104,12 @@ def brought() -> str:
         ["", "two steps: answers", of_task("problems 0", jepa), of_task("problems 0", MORE)],
         ["… with hard targets", answers, of_task(MWP, MORE), of_task(MWP, hard)],
         ["… and sharpened, τ = 0.01", answers, of_task(MWP, hard), of_task(MWP, f"{hard}, sharpened, τ = 0.01")],
+        [
+            "both, Reasoner in as many steps",
+            whole,
+            of_gsm8k("by the nearest embedding", GSM8K),
+            of_gsm8k("by the nearest embedding", HARD),
+        ],
         ["one latent a step", "two steps: answers", of_task("problems 0", jepa), of_task("problems 0", STEPS)],
     ]
     controls = [
@@ -111,6 +124,7 @@ def brought() -> str:
         f"tokens fed back {of_task('mwp 0 1 2', f'{MORE}, tokens fed back')}",
         f"tokens fed back {of_task('problems 0', f'{MORE}, tokens fed back')}",
         *2 * [f"tokens fed back {of_task(MWP, f'{hard}, tokens fed back')}"],
+        f"tokens fed back {of_gsm8k('tokens fed back', HARD)}",
         f"{coupled} {of_task('problems 0', 'coupled')}",
     ]
     rows = [[*row, control] for row, control in zip(rows, controls, strict=True)]
