@@ -40,7 +40,12 @@ LATENT = (
     "In training each latent was drawn towards the embedding of the chain's next token, with true tokens as inputs; "
     "here the chain runs on its own latents."
 )
-TARGET = {"tree": "route", "routes": "route (one of several)", "cfg": "derivation", **dict.fromkeys(QUESTIONS, "solution")}
+TARGET = {
+    "tree": "route",
+    "routes": "route (one of several)",
+    "cfg": "derivation",
+    **dict.fromkeys(QUESTIONS, "solution"),
+}
 
 
 # ------------------------------------------------------------------------------------------- the tab's run

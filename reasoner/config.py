@@ -202,7 +202,7 @@ PRESETS = {
             leaves=3,
             depth=3,
             labels=16,
-            block_size=80,
+            block_size=48,
             n_layer=4,
             **SMALL,
             talker_layer=1,

@@ -1,13 +1,14 @@
 """Graphs with several routes: a task whose next step is uncertain, and how uncertain is known.
 
-    prompt  "7 4 ; 7 2 ; 4 9 ; 2 9 ; 4 1 ; 9 3 ; 1 5 ; … root 7 goal 3 :"      edges shuffled
-    chain   "7 4 9 3"                                                          one route, all drawn alike often
+    prompt  "goal 3 ; 9 3 ; 1 5 ; 4 9 1 ; 2 9 ; 7 4 2 :"      nodes with their children, from the goal's end to the root
+    chain   "7 4 9 3"                                         one route, all drawn alike often
 
                 ┌─► 4 ─┬─► 9 ──► 3 (goal)      ways to the goal    from 4: 1, from 2: 1, from 9: 1, from 1: 0
             7 ──┤      └─► 1 ──► 5              posterior          after "7": 4 and 2 half each; after "7 4": 9
                 └─► 2 ───► 9
 
-With all routes alike likely, the next node's probability is its ways to the goal over those of the node before it.
+With all routes alike likely, the next node's probability is its ways to the goal over those of the node before it. What
+a node's children lead to stands before it, so that a causal model can count as it reads.
 """
 
 from fractions import Fraction
@@ -15,18 +16,16 @@ from functools import cache
 
 from common.options import UserError
 from reasoner.config import ReasonerConfig
-from reasoner.tasks import Example, distinct, tree_of
+from reasoner.tasks import Example, distinct
 
 
 class Graph:
     """A prompt's graph: `children` of each node, `ways` from a node to the goal."""
 
-    def __init__(self, example: Example):
-        self.root, edges = tree_of(example)
-        self.goal, self.children = example.prompt.split()[-2], {}
-        for node, child in sorted(edges):
-            self.children.setdefault(node, []).append(child)
-        self.nodes = sorted({node for edge in edges for node in edge})
+    def __init__(self, prompt: str):
+        (_, self.goal), *nodes = (part.split() for part in prompt.removesuffix(" :").split(" ; "))
+        self.children, self.root = {node: children for node, *children in nodes}, nodes[-1][0]
+        self.nodes = sorted({*self.children, *(child for children in self.children.values() for child in children)})
         self.ways = cache(self._ways)
 
     def _ways(self, node: str) -> int:
@@ -48,10 +47,16 @@ class Graph:
                     found[child] = found.get(child, 0) + p * q
         return found
 
+    def routes(self, node: str) -> list[list[str]]:
+        """All that lead from a node to the goal."""
+        if node == self.goal:
+            return [[node]]
+        return [[node, *route] for child in self.posterior(node) for route in self.routes(child)]
+
 
 def guessing(example: Example) -> float:
     """How often a walk that takes any edge reaches the goal."""
-    graph = Graph(example)
+    graph = Graph(example.prompt)
 
     def reaches(node: str) -> float:
         children = graph.children.get(node, ())
@@ -64,7 +69,7 @@ def routes(split: str, n: int, config: ReasonerConfig) -> list[Example]:
     """Graphs in `depth` layers of `leaves` nodes below a root: edges lead from the root to all of the first layer, from
     any other node to one or more of the next; the goal is of the last. At least two routes lead to it.
 
-    A graph, whatever the order of its edges and the goal, belongs to one split.
+    A graph, whatever the order of a layer and the goal, belongs to one split.
     """
     width, nodes = config.leaves, 1 + config.depth * config.leaves
     if nodes > config.labels:
@@ -75,20 +80,17 @@ def routes(split: str, n: int, config: ReasonerConfig) -> list[Example]:
     def draw(rng):
         label = [str(x) for x in rng.sample(range(config.labels), nodes)]
         layers = [label[:1], *(label[i : i + width] for i in range(1, nodes, width))]
-        edges = [(label[0], child) for child in layers[1]]
-        for layer, below in zip(layers[1:], layers[2:], strict=False):
-            edges += [(node, child) for node in layer for child in rng.sample(below, rng.randint(1, width))]
-        name = str(sorted(edges))
-        rng.shuffle(edges)
-        prompt = f"{' '.join(f'{a} {b} ;' for a, b in edges)} root {label[0]} goal"
-        graphs = [Graph(Example(f"{prompt} {goal} :", "")) for goal in layers[-1]]
+        below = [(label[0], rng.sample(layers[1], width))]
+        for layer, after in zip(layers[1:], layers[2:], strict=False):
+            below = [*((node, rng.sample(after, rng.randint(1, width))) for node in layer), *below]
+        clauses = " ; ".join(" ".join((node, *children)) for node, children in below)
+        graphs = [Graph(f"goal {goal} ; {clauses} :") for goal in layers[-1]]
         several = [graph for graph in graphs if graph.ways(label[0]) > 1]
         if not several:
             return draw(rng)
-        graph, route = rng.choice(several), label[:1]
-        while route[-1] != graph.goal:
-            posterior = graph.posterior(route[-1])
-            route += rng.choices(list(posterior), [float(p) for p in posterior.values()])
-        return name, Example(f"{prompt} {graph.goal} :", " ".join(route))
+        graph = rng.choice(several)
+        found = [" ".join(route) for route in graph.routes(label[0])]
+        name = str(sorted((node, sorted(children)) for node, children in below))
+        return name, Example(f"goal {graph.goal} ; {clauses} :", rng.choice(found), routes=tuple(found))
 
     return distinct(draw, split, n, config.seed)

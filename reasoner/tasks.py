@@ -2,7 +2,8 @@
 
     tree    prompt  "5 9 ; 5 2 ; 9 7 ; 9 1 ; 2 4 ; 2 8 ; root 5 goal 7 :"     edges shuffled, parent before child
             chain   "5 9 7"                                                   the route from the root to the goal
-    routes  as tree, but a graph, in which several routes lead to the goal: the chain is any one of them (routes.py)
+    routes  prompt  "goal 3 ; 9 3 ; 1 5 ; 4 9 1 ; 2 9 ; 7 4 2 :"              a graph, nodes with their children
+            chain   "7 4 9 3"                                                 any route from the root to the goal
     cfg     prompt  "a c b b a :"                                             a string of the grammar below
             chain   "S1 A2 B1"                                                its derivation, leftmost first
     gsm8k, mwp, wordproblems
@@ -35,11 +36,13 @@ MAX_MISSES = 10_000  # draws without a new example after which there are hardly 
 @dataclass(frozen=True)
 class Example:
     """`sibling` (tree only): the chain's tokens, each replaced by its sibling in the tree ("" for the root).
+    `routes` (routes only): all correct chains.
     `answer`, `numbers` (programs only): what the chain computes, from these numbers, pairs of placeholder and value."""
 
     prompt: str
     chain: str
     sibling: tuple = ()
+    routes: tuple = ()
     answer: str = ""
     numbers: tuple = ()
 
@@ -119,15 +122,9 @@ def node_labels(example: Example) -> list[str]:
 
 
 def tree_of(example: Example) -> tuple[str, set[tuple[str, str]]]:
-    """The tree or graph that a prompt describes -> (root, edges)."""
+    """The tree that a prompt describes -> (root, edges)."""
     words = example.prompt.split()  # parent child ; … root R goal G :
     return words[-4], {(words[i], words[i + 1]) for i in range(0, len(words) - 5, 3)}
-
-
-def is_walk(example: Example, text: str) -> bool:
-    """Does `text` begin at the root and follow the edges?"""
-    (root, edges), route = tree_of(example), text.split()
-    return route[:1] == [root] and all(step in edges for step in zip(route, route[1:], strict=False))
 
 
 @dataclass(frozen=True)
@@ -293,8 +290,8 @@ def is_correct(dataset: str, example: Example, text: str) -> bool:
     trees and strings: the whole chain, word by word."""
     if example.answer:
         return same_answer(compute(text, dict(example.numbers)), example.answer)
-    if dataset == "routes":
-        return is_walk(example, text) and text.split()[-1] == example.prompt.split()[-2]
+    if example.routes:
+        return " ".join(text.split()) in example.routes
     if dataset not in QUESTIONS:
         return text.split() == example.chain.split()
     answer = parse_answer(text)
@@ -306,8 +303,11 @@ def is_valid(config: ReasonerConfig, example: Example, text: str) -> bool:
     something; a solution with a number."""
     if config.computes:
         return bool(compute(text, dict(example.numbers)))
-    if config.dataset in ("tree", "routes"):
-        return is_walk(example, text)
+    if config.dataset == "routes":
+        return is_correct("routes", example, text)
+    if config.dataset == "tree":
+        (root, edges), route = tree_of(example), text.split()
+        return route[:1] == [root] and all(step in edges for step in zip(route, route[1:], strict=False))
     if config.dataset == "cfg":
         return derived_string(text, config.levels) is not None
     return parse_answer(text) is not None

@@ -153,7 +153,7 @@ def free_running(
 
 def measure(models: dict, examples: list[Example], config: EvalConfig) -> dict:
     """-> {run: routes found, and what the module's docstring says}; the figure of weights by the posterior's value."""
-    result, graphs = {}, [Graph(example) for example in examples]
+    result, graphs = {}, [Graph(example.prompt) for example in examples]
     for name, model in models.items():
         rate, ci95, _ = chain_accuracy(model, examples, config.batch_size)
         row = result[name] = {"route_accuracy": rate, "route_accuracy_ci95": ci95}
