@@ -55,9 +55,9 @@ class ReasonerConfig(LoopConfig):
     n_train: int = opt(400_000, "generated data: training examples; text: passages read", low=1)
     difficulty: int = opt(3, "wordproblems: 3 has two steps, 6 three; all in common/word_problems.py", low=1, below=7)
     leaves: int = opt(
-        8, "tree: most leaves; a tree has 2 to this many, and 2 * leaves - 1 nodes; routes: nodes a layer", low=2
+        8, "tree: most leaves; a tree has 2 to this many, and 2 * leaves - 1 nodes; routes: of a layer", low=2
     )
-    depth: int = opt(3, "tree: longest route, in edges; 2 ** depth leaves at most; routes: length of all", low=1)
+    depth: int = opt(3, "tree: longest route, in edges; 2 ** depth leaves at most; routes, too", low=1)
     labels: int = opt(64, "tree, routes: node labels are drawn from as many", low=3)
     levels: int = opt(4, "cfg: levels of the grammar above its terminals; 3 have 1,872 strings, 4 billions", (3, 4))
     reasoning: str = opt(
@@ -198,7 +198,8 @@ PRESETS = {
         dict(
             run="out/reasoner-routes",
             dataset="routes",
-            n_train=40_000,
+            n_eval=2000,
+            n_train=60_000,
             leaves=3,
             depth=3,
             labels=16,
@@ -280,7 +281,7 @@ PRESETS = {
         ),
     ),
     "problems": Preset(
-        "1 CPU core, 6 min: generated word problems of two steps, equations as the chain",
+        "1 CPU core, 7 min: generated word problems of two steps, equations as the chain",
         dict(
             run="out/reasoner-problems",
             dataset="wordproblems",
@@ -293,6 +294,8 @@ PRESETS = {
             talker_layer=1,
             batch_size=32,
             epochs=2,
+            sst_epochs=2,
+            **DECIDED,
             lr=2e-3,
             sst_lr=2e-3,
             pretrain_on="chain",

@@ -13,6 +13,7 @@ a node's children lead to stands before it, so that a causal model can count as 
 
 from fractions import Fraction
 from functools import cache
+from itertools import pairwise
 
 from common.options import UserError
 from reasoner.config import ReasonerConfig
@@ -66,30 +67,31 @@ def guessing(example: Example) -> float:
 
 
 def routes(split: str, n: int, config: ReasonerConfig) -> list[Example]:
-    """Graphs in `depth` layers of `leaves` nodes below a root: edges lead from the root to all of the first layer, from
-    any other node to one or more of the next; the goal is of the last. At least two routes lead to it.
+    """Graphs in 2 to `depth` layers of 2 to `leaves` nodes below a root: edges lead from the root to all of the first
+    layer, from any other node to one or more of the next; the goal is of the last. At least two routes lead to it.
 
     A graph, whatever the order of a layer and the goal, belongs to one split.
     """
-    width, nodes = config.leaves, 1 + config.depth * config.leaves
-    if nodes > config.labels:
-        raise UserError(f"--labels {config.labels}: {config.depth} layers of {width} and a root are {nodes} nodes")
-    if width < 2 or config.depth < 2:
+    most = 1 + config.depth * config.leaves
+    if most > config.labels:
+        raise UserError(f"--labels {config.labels}: {config.depth} layers of {config.leaves}, a root: {most} nodes")
+    if config.leaves < 2 or config.depth < 2:
         raise UserError("--dataset routes: several routes need --leaves 2 and --depth 2 or more")
 
     def draw(rng):
-        label = [str(x) for x in rng.sample(range(config.labels), nodes)]
-        layers = [label[:1], *(label[i : i + width] for i in range(1, nodes, width))]
-        below = [(label[0], rng.sample(layers[1], width))]
-        for layer, after in zip(layers[1:], layers[2:], strict=False):
-            below = [*((node, rng.sample(after, rng.randint(1, width))) for node in layer), *below]
+        labels = iter(rng.sample(range(config.labels), most))
+        root, widths = str(next(labels)), [rng.randint(2, config.leaves) for _ in range(rng.randint(2, config.depth))]
+        layers = [[str(next(labels)) for _ in range(width)] for width in widths]
+        below = [(root, layers[0])]
+        for layer, after in pairwise(layers):
+            below = [*((node, rng.sample(after, rng.randint(1, len(after)))) for node in layer), *below]
         clauses = " ; ".join(" ".join((node, *children)) for node, children in below)
         graphs = [Graph(f"goal {goal} ; {clauses} :") for goal in layers[-1]]
-        several = [graph for graph in graphs if graph.ways(label[0]) > 1]
+        several = [graph for graph in graphs if graph.ways(root) > 1]
         if not several:
             return draw(rng)
         graph = rng.choice(several)
-        found = [" ".join(route) for route in graph.routes(label[0])]
+        found = [" ".join(route) for route in graph.routes(root)]
         name = str(sorted((node, sorted(children)) for node, children in below))
         return name, Example(f"goal {graph.goal} ; {clauses} :", rng.choice(found), routes=tuple(found))
 

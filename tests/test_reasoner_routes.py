@@ -28,7 +28,8 @@ def all_routes(example: Example) -> list[tuple[str, ...]]:
     """Every walk from the root to the goal, by trying all sequences of nodes."""
     goal, *nodes = (part.split() for part in example.prompt[:-2].split(" ; "))
     edges = {(node, child) for node, *children in nodes for child in children}
-    walks = ((nodes[-1][0], *middle, goal[1]) for middle in product({node for node, *_ in nodes}, repeat=2))
+    inner = {node for node, *_ in nodes}
+    walks = [(nodes[-1][0], *middle, goal[1]) for n in (1, 2) for middle in product(inner, repeat=n)]
     return [walk for walk in walks if edges >= set(zip(walk, walk[1:], strict=False))]
 
 
@@ -111,5 +112,5 @@ def test_the_posterior_is_measured_beside_a_baseline_and_drawn(tmp_path):
     found = read_json(tmp_path / "r/posterior.json")["runs"]
     for row in found.values():
         assert 0 <= row["distance"][posterior.OWN]["mean"] <= 1 and row["steps"] > 5
-        assert row["distance"][posterior.LEADS]["mean"] < row["distance"][posterior.FOLLOWS]["mean"]
+        assert row["distance"][posterior.LEADS]["mean"] <= row["distance"][posterior.FOLLOWS]["mean"]
     assert "free_running" in found[str(tmp_path / "r")] and (tmp_path / "r/posterior.png").is_file()

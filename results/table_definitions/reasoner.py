@@ -33,21 +33,22 @@ def answers(part: str, model: str) -> str:
 
 def word_problem_verdicts() -> list[list[str]]:
     """The rows of tasks that can be learned from scratch."""
+    hard = f"{MORE}, hard targets"
+
+    def best(part: str) -> str:
+        return (
+            f"in as many steps less often: {answers(part, 'JEPA-Reasoner')}; the Reasoner alone in as many, hard "
+            f"targets, sharpened to nearly a token: {answers(part, f'{hard}, sharpened, τ = 0.01')}; latents as they "
+            f"are: {answers(part, hard)}"
+        )
+
+    def control(part: str) -> str:
+        same = answers(part, f"{hard}, tokens fed back")
+        return f"coupled Transformer {answers(part, 'coupled')}; a language model of the same phases {same}"
+
     return [
-        [
-            "Does it find programs of word problems, MAWPS and ASDiv-A?",
-            f"in as many steps less often: {answers(MWP, 'JEPA-Reasoner')} of answers correct; the Reasoner alone in "
-            f"as many, more often: {answers(MWP, MORE)}",
-            f"coupled Transformer {answers(MWP, 'coupled')}; a language model of the same phases "
-            f"{answers(MWP, f'{MORE}, hard targets, tokens fed back')}",
-        ],
-        [
-            "Does it calculate two steps of a generated problem?",
-            f"less often: {answers('problems 0', 'JEPA-Reasoner')}, the Reasoner alone in as many steps "
-            f"{answers('problems 0', MORE)}",
-            f"coupled Transformer {answers('problems 0', 'coupled')}; the latter's weights, tokens fed back "
-            f"{answers('problems 0', f'{MORE}, tokens fed back')}",
-        ],
+        ["Does it find programs of word problems, MAWPS and ASDiv-A?", best(MWP), control(MWP)],
+        ["Does it calculate two steps of a generated problem?", best("problems 0"), control("problems 0")],
         [
             "Is one latent enough for a whole step?",
             f"not here: {answers('problems 0', STEPS)} of the same problems, with "

@@ -42,6 +42,8 @@ def word_problems(part: str) -> str:
     models, rows = get(TASKS, f"{part}.models"), []
     calculates = "equations" in next(iter(models.values()))
     for name, row in models.items():
+        if "blocks" in name:  # in a table of their own
+            continue
         keys = f"{part}.models.`{name}`"
         exposure = row.get("exposure")
         cells = [name, with_ci(TASKS, f"{keys}.accuracy", ".1p"), " / ".join(number(x, ".1p") for x in row["by_seed"])]
@@ -57,6 +59,28 @@ def word_problems(part: str) -> str:
     header = ["", "answers correct", "by seed", "minus coupled, paired"]
     header += ["equations that hold", "latents or tokens a chain", "ms an answer"] if calculates else []
     return table([*header, "tokens in place, true inputs / free"], rows)
+
+
+def sizes() -> str:
+    """Five blocks, divided between Reasoner and Talker: answers by the Talker and without it, in %."""
+    rows = []
+    for task, part in (("MAWPS and ASDiv-A, fold 0", "mwp 0"), ("generated problems", "problems 0")):
+        for n in (4, 3, 2, 1):
+            name = MORE if n == 4 else f"{MORE}, {n} + {5 - n} blocks"
+            if name not in get(TASKS, f"{part}.models"):
+                continue
+            keys, exposure = f"{part}.models.`{name}`", get(TASKS, f"{part}.models.`{name}`.exposure")
+            rows.append(
+                [
+                    task,
+                    f"{n} + {5 - n}",
+                    *(of_task(part, f"{name}{how}") for how in ("", ", by the nearest embedding", ", tokens fed back")),
+                    points(TASKS, f"{keys}.less_the_coupled"),
+                    " / ".join(number(exposure[key], ".1p") for key in ("teacher_forced", "free_running")),
+                ]
+            )
+    header = ["", "blocks, Reasoner + Talker", "answers by the Talker", "by the nearest embedding", "tokens fed back"]
+    return table([*header, "minus coupled, paired", "tokens in place, true inputs / free"], rows)
 
 
 def of_chain(preset: str, variant: str, fed_back: str = "latent") -> str:
@@ -103,7 +127,9 @@ def brought() -> str:
         ["Reasoner trained in as many steps", answers, of_task(MWP, jepa), of_task(MWP, MORE)],
         ["", "two steps: answers", of_task("problems 0", jepa), of_task("problems 0", MORE)],
         ["… with hard targets", answers, of_task(MWP, MORE), of_task(MWP, hard)],
+        ["", "two steps: answers", of_task("problems 0", MORE), of_task("problems 0", hard)],
         ["… and sharpened, τ = 0.01", answers, of_task(MWP, hard), of_task(MWP, f"{hard}, sharpened, τ = 0.01")],
+        ["", "two steps: answers", *(of_task("problems 0", f"{hard}{x}") for x in ("", ", sharpened, τ = 0.01"))],
         [
             "both, Reasoner in as many steps",
             whole,
@@ -123,7 +149,7 @@ def brought() -> str:
         tokens(gsm8k, "sharpened rollout"),
         f"tokens fed back {of_task('mwp 0 1 2', f'{MORE}, tokens fed back')}",
         f"tokens fed back {of_task('problems 0', f'{MORE}, tokens fed back')}",
-        *2 * [f"tokens fed back {of_task(MWP, f'{hard}, tokens fed back')}"],
+        *2 * [f"tokens fed back {of_task(x, f'{hard}, tokens fed back')}" for x in (MWP, "problems 0")],
         f"tokens fed back {of_gsm8k('tokens fed back', HARD)}",
         f"{coupled} {of_task('problems 0', 'coupled')}",
     ]
@@ -136,5 +162,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "reasoner-brought": brought,
     "reasoner-mwp": lambda: word_problems(MWP),
     "reasoner-mwp-one": lambda: word_problems("mwp 0"),
+    "reasoner-sizes": sizes,
     "reasoner-problems": lambda: word_problems("problems 0"),
 }
