@@ -40,7 +40,7 @@ class ReasonerConfig(LoopConfig):
     init: str = opt("", "folder of the earlier phase's checkpoint; none: that phase's in --run", path=True)
     model: str = opt(
         "decoupled",
-        "decoupled: Reasoner and Talker; or a baseline, trained as many steps in one phase",
+        "decoupled, in phases; or a baseline, as many steps in one",
         ("decoupled", *BASELINES),
     )
 
@@ -194,7 +194,7 @@ PRESETS = {
         ),
     ),
     "routes": Preset(
-        "1 CPU core, TODO min: graphs with several routes to the goal, 1M parameters",
+        "1 CPU core, 10 min: graphs with several routes to the goal, 1M parameters",
         dict(
             run="out/reasoner-routes",
             dataset="routes",

@@ -59,6 +59,31 @@ def word_problem_verdicts() -> list[list[str]]:
     ]
 
 
+def gsm8k_verdicts() -> list[list[str]]:
+    """The rows of GSM8K."""
+
+    def gsm8k(run: str, keys: str, form: str, file: str = HARD) -> str:
+        return number(get(file, f"runs.out/{run}.{keys}"), form)
+
+    return [
+        [
+            "Does it solve GSM8K?",
+            f"no: exact match {gsm8k('reasoner-gsm8k-hard', 'exact_match', '.2%')}",
+            f"best constant answer {number(get(CONSTANT, 'constant_best_on_test'), '.2%')}, "
+            f"coupled {gsm8k('gsm8k-coupled', 'exact_match', '.2%', GSM8K)} "
+            f"and {gsm8k('gsm8k-coupled-talker', 'exact_match', '.2%', GSM8K)}",
+        ],
+        [
+            "Does its chain calculate?",
+            f"sharpened to nearly a token: {gsm8k(NEAREST, 'arithmetic.mean', '.1%')} of its equations hold; latents "
+            f"as they are: {gsm8k(NEAREST, 'arithmetic.mean', '.1%', RAW)}",
+            f"same weights, tokens fed back {gsm8k('reasoner-gsm8k-hard, tokens fed back', 'arithmetic.mean', '.1%')}; "
+            f"coupled {gsm8k('gsm8k-coupled', 'arithmetic.mean', '.1%', GSM8K)} "
+            f"and {gsm8k('gsm8k-coupled-talker', 'arithmetic.mean', '.1%', GSM8K)}",
+        ],
+    ]
+
+
 def verdicts() -> str:
     """What was asked, the answer, its control."""
 
@@ -70,9 +95,6 @@ def verdicts() -> str:
 
     def noisy(run: str, kind: str, index: int, file: str = NOISE["1.0M"]) -> str:
         return number(get(file, f"runs.out/{run}.{kind}.{index}.token_accuracy.mean"), ".1%")
-
-    def gsm8k(run: str, keys: str, form: str, file: str = HARD) -> str:
-        return number(get(file, f"runs.out/{run}.{keys}"), form)
 
     def words(key: str) -> str:
         return number(get(TALKER, f"runs.out/reasoner-quick.{key}.share"), ".2%")
@@ -108,21 +130,7 @@ def verdicts() -> str:
             f"{noisy('reasoner-cfg', 'latent', 4)} and {noisy('cfg-coupled', 'latent', 4)}",
         ],
         *word_problem_verdicts(),
-        [
-            "Does it solve GSM8K?",
-            f"no: exact match {gsm8k('reasoner-gsm8k-hard', 'exact_match', '.2%')}",
-            f"best constant answer {number(get(CONSTANT, 'constant_best_on_test'), '.2%')}, "
-            f"coupled {gsm8k('gsm8k-coupled', 'exact_match', '.2%', GSM8K)} "
-            f"and {gsm8k('gsm8k-coupled-talker', 'exact_match', '.2%', GSM8K)}",
-        ],
-        [
-            "Does its chain calculate?",
-            f"sharpened to nearly a token: {gsm8k(NEAREST, 'arithmetic.mean', '.1%')} of its equations hold; latents "
-            f"as they are: {gsm8k(NEAREST, 'arithmetic.mean', '.1%', RAW)}",
-            f"same weights, tokens fed back {gsm8k('reasoner-gsm8k-hard, tokens fed back', 'arithmetic.mean', '.1%')}; "
-            f"coupled {gsm8k('gsm8k-coupled', 'arithmetic.mean', '.1%', GSM8K)} "
-            f"and {gsm8k('gsm8k-coupled-talker', 'arithmetic.mean', '.1%', GSM8K)}",
-        ],
+        *gsm8k_verdicts(),
         [
             "Does the Talker add anything?",
             f"no: {words('own')} of routes correct",
