@@ -188,8 +188,12 @@ def draw(result: dict, path: str | Path) -> None:
         for i, (name, row) in enumerate(result.items()):
             at = sorted((float(Fraction(value)), found["mean"]) for value, found in row["by_value"].items())
             axes.plot(*zip(*at, strict=True), color=COLOURS[i], marker=MARKERS[i], label=Path(name).name)
-        axes.set(xlabel="true probability of a node", ylabel="mean weight it has", xlim=(-0.02, 1), ylim=(-0.02, 1))
+        axes.set(
+            xlabel="true probability of a node", ylabel="mean weight it has", xlim=(-0.02, 0.85), ylim=(-0.02, 0.85)
+        )
         first = next(iter(result.values()))["distance"]
-        found = f"{first[OWN]['mean']:.2f} of total variation to the posterior, even chances {first[LEADS]['mean']:.2f}"
+        found = (
+            f"total variation {first[OWN]['mean']:.2f} to the posterior, with even chances {first[LEADS]['mean']:.2f}"
+        )
         headline(fig, f"Weights of the nodes that may follow: {found}")
         fig.legend(ncols=3, **LEGEND)

@@ -12,6 +12,7 @@ TRAINED_WITH_NOISE = "reasoner-cfg/cfg.json"
 ABLATIONS, TASKS = "reasoner_ablations.json", "reasoner_tasks.json"
 GSM8K, FEWSHOT = "reasoner-gsm8k/trajectory.json", "reasoner-gsm8k/fewshot.json"
 HARD, RAW = (f"reasoner-gsm8k-hard/trajectory{how}.json" for how in ("", "-sharpen-0"))
+ROUTES = "reasoner-routes/posterior.json"
 CONSTANT = "gsm8k-small/accuracy.json"
 NEAREST = "reasoner-gsm8k-hard, by the nearest embedding"
 MWP, MORE, STEPS = "mwp 0 1 2", "JEPA-Reasoner, trunk as many steps", "JEPA-Reasoner, a latent a step"
@@ -55,6 +56,28 @@ def word_problem_verdicts() -> list[list[str]]:
             f"{number(get(TASKS, f'problems 0.models.`{STEPS}`.chain'), '.0f')} latents a chain",
             f"a latent a token, {number(get(TASKS, 'problems 0.models.JEPA-Reasoner.chain'), '.0f')} a chain: "
             f"{answers('problems 0', 'JEPA-Reasoner')}",
+        ],
+    ]
+
+
+def routes_verdicts() -> list[list[str]]:
+    """The rows of several routes."""
+
+    def distance(name: str, run: str = "reasoner-routes") -> str:
+        return number(get(ROUTES, f"runs.out/{run}.{name}.mean"), ".3f")
+
+    even, other = (distance(f"distance.`{x}`") for x in ("even chances, what leads to the goal", "another step's"))
+    return [
+        [
+            "Does a latent weigh several right routes by their chances?",
+            f"roughly: total variation {distance('distance.own')} to the true posterior",
+            f"even chances {even}, another step's latent {other}; the coupled "
+            f"Transformer's softmax {distance('distance.own', 'routes-coupled')}",
+        ],
+        [
+            "Does a chain of latents follow all of them at once?",
+            f"no: total variation {distance('free_running.latents.over all routes')} to the posterior over all routes",
+            f"tokens fed back {distance('free_running.tokens.over all routes')}",
         ],
     ]
 
@@ -129,6 +152,7 @@ def verdicts() -> str:
             f"coupled Transformer, trained with it {noisy('cfg-coupled', 'latent', 4, TRAINED_WITH_NOISE)}; without it "
             f"{noisy('reasoner-cfg', 'latent', 4)} and {noisy('cfg-coupled', 'latent', 4)}",
         ],
+        *routes_verdicts(),
         *word_problem_verdicts(),
         *gsm8k_verdicts(),
         [

@@ -61,6 +61,28 @@ def word_problems(part: str) -> str:
     return table([*header, "tokens in place, true inputs / free"], rows)
 
 
+def sizes() -> str:
+    """Five blocks, divided between Reasoner and Talker: answers by the Talker and without it, in %."""
+    rows = []
+    for task, part in (("MAWPS and ASDiv-A, fold 0", "mwp 0"), ("generated problems", "problems 0")):
+        for n in (4, 3, 2, 1):
+            name = MORE if n == 4 else f"{MORE}, {n} + {5 - n} blocks"
+            if name not in get(TASKS, f"{part}.models"):
+                continue
+            keys, exposure = f"{part}.models.`{name}`", get(TASKS, f"{part}.models.`{name}`.exposure")
+            rows.append(
+                [
+                    task,
+                    f"{n} + {5 - n}",
+                    *(of_task(part, f"{name}{how}") for how in ("", ", by the nearest embedding", ", tokens fed back")),
+                    points(TASKS, f"{keys}.less_the_coupled"),
+                    " / ".join(number(exposure[key], ".1p") for key in ("teacher_forced", "free_running")),
+                ]
+            )
+    header = ["", "blocks, Reasoner + Talker", "answers by the Talker", "by the nearest embedding", "tokens fed back"]
+    return table([*header, "minus coupled, paired", "tokens in place, true inputs / free"], rows)
+
+
 def of_chain(preset: str, variant: str, fed_back: str = "latent") -> str:
     """GSM8K: equations that hold; the grammar: chain tokens in their places at noise of 0.6."""
     measure = "0.equations_nearest" if preset == "gsm8k-small" else "1.token_accuracy"
@@ -140,5 +162,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "reasoner-brought": brought,
     "reasoner-mwp": lambda: word_problems(MWP),
     "reasoner-mwp-one": lambda: word_problems("mwp 0"),
+    "reasoner-sizes": sizes,
     "reasoner-problems": lambda: word_problems("problems 0"),
 }
