@@ -52,7 +52,7 @@ def word_problem_verdicts() -> list[list[str]]:
         ["Does it calculate two steps of a generated problem?", best("problems 0"), control("problems 0")],
         [
             "Is one latent enough for a whole step?",
-            f"not here: {answers('problems 0', STEPS)} of the same problems, in three times the steps "
+            f"not here: {answers('problems 0', STEPS)} of the same problems, in nearly three times the steps "
             f"{answers('problems 0', f'{STEPS}, 8 passes')}, with "
             f"{number(get(TASKS, f'problems 0.models.`{STEPS}`.chain'), '.0f')} latents a chain",
             f"a latent a token, {number(get(TASKS, 'problems 0.models.JEPA-Reasoner.chain'), '.0f')} a chain: "
