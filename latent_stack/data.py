@@ -23,11 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from common.batching import BatchMixin, pad
-from latent_stack.backbones import Backbones
+from latent_stack.backbones import Backbones, Inputs
 from latent_stack.cache import CACHE, cached_hidden_states
 from latent_stack.config import StackConfig
 from latent_stack.pairs import Pair
@@ -35,27 +35,23 @@ from latent_stack.pairs import Pair
 
 @dataclass
 class Batch(BatchMixin):
-    """B pairs. The input as tokens, or as a frozen encoder's hidden states.
+    """B pairs.
 
-    input_ids          (B, L) int64, padded
-    attention_mask     (B, L) bool, True at a token
+    inputs             Inputs of B texts
     tokens             (B, T) int64: BOS y1 … EOS, -1 behind it
     loss_denominators  {"targets": predicted tokens of the whole optimiser step}, what summed losses are divided by
-    hidden_states      (B, L, H) fp32, or None: from the cache
     trains             "soft tokens" without the language model, "language model" given fixed soft tokens, or "all"
     """
 
-    input_ids: Tensor
-    attention_mask: Tensor
+    inputs: Inputs
     tokens: Tensor
     loss_denominators: dict[str, float]
-    hidden_states: Tensor | None = None
     trains: str = "all"
 
     @property
     def n_tokens(self) -> int:
         """Tokens of inputs and targets, without padding."""
-        return int(self.attention_mask.sum() + (self.tokens >= 0).sum())
+        return int(self.inputs.attention_mask.sum() + (self.tokens >= 0).sum())
 
 
 class TokenizedDataset:
@@ -94,12 +90,8 @@ class TokenizedDataset:
 
     def batch(self, index: Sequence[int], denominators: dict[str, float] | None = None) -> Batch:
         """Pairs `index` (B,) -> Batch; `denominators`: those of the optimiser step, where it is more than these."""
-        hidden_states = None
+        inputs = self.backbones.pad([self.inputs[i] for i in index])
         if self.cached is not None:
-            hidden_states = torch.nn.utils.rnn.pad_sequence([self.cached[i] for i in index], batch_first=True)
-        return Batch(
-            *self.backbones.pad([self.inputs[i] for i in index]),
-            pad([self.targets[i] for i in index], -1),
-            denominators or self.loss_denominators(index),
-            hidden_states,
-        )
+            inputs.hidden_states = pad_sequence([self.cached[i] for i in index], batch_first=True)
+        tokens = pad([self.targets[i] for i in index], -1)
+        return Batch(inputs, tokens, denominators or self.loss_denominators(index))

@@ -1,11 +1,11 @@
 """The trained layers around an idea: pooling or queries, which read it off hidden states, and the middle model.
 
-Shapes: B texts, L input tokens, H width of hidden states, K ideas, D numbers of one, P prefix length.
+Shapes: B texts, L tokens of the encoder of width H, W of the language model of width E, K ideas, D numbers of one, P
+prefix length.
 """
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 from torch import Tensor
 
 from common.options import UserError
@@ -41,32 +41,43 @@ class Pooling(nn.Module):
 
 
 class Queries(nn.Module):
-    """Hidden states (B, L, H), attention_mask (B, L) bool, position_ids (B, L) -> ideas (B, K, D), read off by K
-    learned queries.
+    """Hidden states of the encoder and words of the language model -> ideas (B, K, D), read off by K learned queries.
 
-    Queries and projected hidden states are one sequence of a small Transformer in which all see all tokens. A hidden
-    state stands at the number of its token among those of the language model; query k at that of the first token that
-    its soft tokens are to say, should the text be said back.
+    Queries, projected hidden states and projected words are one sequence of a small Transformer in which all see all.
+    The words are what the language model itself reads: an uncased encoder has no case, and its last layer hardly says
+    which of two names it was. Query k stands at the number of the first word that its soft tokens are to say, should
+    the text be said back.
     """
 
-    def __init__(self, config: StackConfig, H: int):
+    def __init__(self, config: StackConfig, H: int, E: int):
         super().__init__()
         K, D, P = config.ideas, config.latent_dim, config.prefix_len
         if P % K or D % 8:
             raise UserError(
                 f"--ideas {K} needs a multiple of {K} as --prefix-len, not {P}, and of 8 as --latent-dim, not {D}"
             )
-        self.project = nn.Linear(H, D)
+        self.reads = config.queries_read
+        self.project_states = nn.Linear(H, D) if self.reads != "words" else None
+        self.project_words = nn.Sequential(nn.LayerNorm(E), nn.Linear(E, D)) if self.reads != "encoder" else None
         self.queries = nn.Parameter(torch.randn(K, D) * D**-0.5)
         self.trunk = Transformer(2, D, 4, config.dropout)
         self.register_buffer("position_ids", torch.arange(K) * (P // K), persistent=False)
 
-    def forward(self, hidden_states: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
-        B, K = len(hidden_states), len(self.queries)
-        x = torch.cat((self.queries.expand(B, -1, -1), self.project(hidden_states)), 1)  # (B, K + L, D)
-        position_ids = torch.cat((self.position_ids.expand(B, -1), position_ids), 1)
-        seen = F.pad(attention_mask, (K, 0), value=True)[:, None, None]  # (B, 1, 1, K + L)
-        return self.trunk(x, position_ids, seen)[:, :K]
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor, words: Tensor, is_word: Tensor) -> Tensor:
+        """(B, L, H), (B, L) bool, words (B, W, E), (B, W) bool -> (B, K, D)."""
+        B, K = len(words), len(self.queries)
+        x, positions = [self.queries.expand(B, -1, -1)], [self.position_ids.expand(B, -1)]
+        seen = [attention_mask.new_ones(B, K)]
+        if self.reads != "words":
+            x.append(self.project_states(hidden_states))
+            positions.append(positions_of(hidden_states))
+            seen.append(attention_mask)
+        if self.reads != "encoder":
+            x.append(self.project_words(words))
+            positions.append(positions_of(words))
+            seen.append(is_word)
+        seen = torch.cat(seen, 1)[:, None, None]  # (B, 1, 1, K + L + W)
+        return self.trunk(torch.cat(x, 1), torch.cat(positions, 1), seen)[:, :K]
 
 
 class Middle(nn.Module):

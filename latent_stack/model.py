@@ -4,8 +4,9 @@
                                                                          │  middle model
     text ◄─ language model ◄────────── [prefix (B, P, E), BOS] ◄─ expansion ◄─ z_out (B, D)
 
-With --ideas K > 1 a text has K ideas: learned queries among its hidden states replace pooling and compression, the
-middle model works on the set, and each idea becomes P/K of the soft tokens. To the outside the set is one flat vector
+With --pooling queries a text has K ideas (--ideas): learned queries among its hidden states, and its words as the
+language model reads them, replace pooling and compression, the middle model works on the set, and each idea becomes P/K
+of the soft tokens. To the outside the set is one flat vector
 (B, K·D), in which all that is done with one idea (a cosine, a mean, a point between two) goes on.
 
 The prefix is the only way from the input to the output. Trained are pooling, compression, middle model and expansion,
@@ -14,8 +15,8 @@ texts, by which they are standardised before the compression.
 
     loss = cross-entropy of the target given the prefix + words_weight * bag-of-words loss of the prefix
 
-Shapes: B texts, L input tokens, H encoder width, K ideas, D numbers of one, P prefix length, E language-model width,
-T target tokens with BOS and EOS, V vocabulary of the language model.
+Shapes: B texts, L tokens of the encoder, W of the language model, H encoder width, K ideas, D numbers of one, P prefix
+length, E language-model width, T target tokens with BOS and EOS, V vocabulary of the language model.
 """
 
 import os
@@ -32,7 +33,7 @@ from common.checkpoint import read_config
 from common.model_card import Card
 from common.options import UserError
 from common.pretrained import PretrainedMixin, load_checkpoint
-from latent_stack.backbones import Backbones
+from latent_stack.backbones import Backbones, Inputs, Row
 from latent_stack.config import StackConfig
 from latent_stack.data import Batch, TokenizedDataset
 from latent_stack.layers import Middle, Pooling, Queries
@@ -72,11 +73,10 @@ class LatentStack(
         self.config = self._hub_mixin_config = config = replace(config)
         self.backbones = Backbones(config, backbones)
         H, E, D = self.backbones.encoder_dim, self.backbones.lm_dim, config.latent_dim
-        several = config.ideas > 1
+        self.by_queries = config.pooling == "queries"
 
-        H = H + 2 * E if several else H  # queries read the language model's word embeddings, too
-        self.pooling = Queries(config, H) if several else Pooling(config.pooling, H)
-        self.register_buffer("origin", torch.zeros(H))  # mean of pooled training texts; of several ideas, of tokens
+        self.pooling = Queries(config, H, E) if self.by_queries else Pooling(config.pooling, H)
+        self.register_buffer("origin", torch.zeros(H))  # mean of pooled training texts; for queries, of tokens
         self.register_buffer("unit", torch.ones(H))  # their standard deviation
         compress = (
             nn.LayerNorm(H),
@@ -85,7 +85,7 @@ class LatentStack(
             nn.Dropout(config.dropout),
             nn.Linear(config.middle_hidden, D),
         )
-        self.compress = nn.Identity() if several else nn.Sequential(*compress)
+        self.compress = nn.Identity() if self.by_queries else nn.Sequential(*compress)
         self.middle = Middle(config)
         self.expand = nn.Sequential(
             nn.LayerNorm(D),
@@ -116,36 +116,21 @@ class LatentStack(
 
     # ---- from texts to ideas to soft tokens
 
-    def hidden_states(self, input_ids: Tensor, attention_mask: Tensor, cached: Tensor | None = None) -> Tensor:
-        """(B, L), (B, L) bool -> (B, L, H), for several ideas with the language model's embeddings of the same words
-        beside them: from the encoder's last layer alone synonyms and names are hard to tell apart.
-
-        `cached`: the encoder's, (B, L, H), if the cache has them.
-        """
-        states = self.backbones.hidden_states(input_ids, attention_mask) if cached is None else cached
-        if self.config.ideas == 1:
-            return states
-        return torch.cat((states, self.backbones.as_lm_reads(input_ids)[0].to(states.device)), -1)
-
-    def states_of(self, batch: Batch) -> Tensor:
-        """Batch -> `hidden_states` of its inputs, from the cache if it has them."""
-        return self.hidden_states(batch.input_ids, batch.attention_mask, batch.hidden_states)
-
     def standardised(self, x: Tensor) -> Tensor:
         """Pooled texts (B, H) or hidden states (B, L, H), less what all texts have in common."""
         return (x - self.origin) / self.unit
 
-    def idea(self, hidden_states: Tensor, input_ids: Tensor, attention_mask: Tensor, by: tuple | None = None) -> Tensor:
-        """Hidden states (B, L, H) of input_ids (B, L), attention_mask (B, L) bool -> z_in (B, K·D): pooled,
-        standardised, compressed.
+    def idea(self, inputs: Inputs, by: tuple | None = None) -> Tensor:
+        """Inputs of B texts -> z_in (B, K·D): hidden states pooled, standardised, compressed, or read off by queries.
 
         `by`: another (pooling, compression) than the trained one.
         """
         pooling, compress = by or (self.pooling, self.compress)
-        if self.config.ideas > 1:
-            position_ids = self.backbones.as_lm_reads(input_ids)[1].to(hidden_states.device)
-            return pooling(self.standardised(hidden_states), attention_mask, position_ids).flatten(1)
-        return compress(self.standardised(pooling(hidden_states, attention_mask)))
+        hidden_states, mask = self.backbones.hidden_states(inputs), inputs.attention_mask
+        if not self.by_queries:
+            return compress(self.standardised(pooling(hidden_states, mask)))
+        words = self.backbones.embed(inputs.lm_ids.clamp(min=0))  # (B, W, E)
+        return pooling(self.standardised(hidden_states), mask, words, inputs.lm_ids >= 0).flatten(1)
 
     def one_by_one(self, z: Tensor) -> Tensor:
         """(B, K·D) -> the single ideas (B, K, D), where there are several."""
@@ -156,15 +141,15 @@ class LatentStack(
         return (middle or self.middle)(self.one_by_one(z_in)).flatten(1)
 
     def prefix(self, z_out: Tensor) -> Tensor:
-        """Ideas (B, K·D) -> soft tokens (B, P, E); those of several ideas are as long as real tokens."""
+        """Ideas (B, K·D) -> soft tokens (B, P, E); those of ideas read off by queries are as long as real tokens."""
         soft_tokens = self.expand(self.one_by_one(z_out)).view(len(z_out), self.config.prefix_len, -1)
-        if self.config.ideas > 1:
+        if self.by_queries:
             soft_tokens = F.normalize(soft_tokens, dim=-1) * soft_tokens.size(-1) ** 0.5
         return soft_tokens * self.prefix_scale
 
     def prefix_of(self, batch: Batch) -> Tensor:
         """Batch -> soft tokens (B, P, E)."""
-        return self.prefix(self.think(self.idea(self.states_of(batch), batch.input_ids, batch.attention_mask)))
+        return self.prefix(self.think(self.idea(batch.inputs)))
 
     @torch.no_grad()
     def standardise(self, data: TokenizedDataset, among: int | None = None, n: int = 512, batch_size: int = 32) -> None:
@@ -177,9 +162,9 @@ class LatentStack(
         among = among or len(data)
         index, pooled = range(0, among, -(-among // n)), []
         for i in range(0, len(index), batch_size):
-            batch = data.batch(index[i : i + batch_size]).to(self.device)
-            hidden_states, mask = self.states_of(batch), batch.attention_mask
-            pooled.append((hidden_states[mask] if self.config.ideas > 1 else self.pooling(hidden_states, mask)).float())
+            inputs = data.batch(index[i : i + batch_size]).inputs.to(self.device)
+            hidden_states, mask = self.backbones.hidden_states(inputs), inputs.attention_mask
+            pooled.append((hidden_states[mask] if self.by_queries else self.pooling(hidden_states, mask)).float())
         pooled = torch.cat(pooled)  # (n, H)
         self.origin.copy_(pooled.mean(0))
         self.unit.copy_(pooled.std(0).clamp(min=1e-3) if len(pooled) > 1 else torch.ones_like(self.unit))
@@ -230,22 +215,20 @@ class LatentStack(
                 raise UserError(f"text {i} of {len(texts)} is no text but a {type(text).__name__}")
             if not text.strip():
                 raise UserError(f"text {i} of {len(texts)} is empty: there is nothing to make an idea of")
-        ids, n_truncated = self.backbones.tokenize(list(texts))
+        rows, n_truncated = self.backbones.tokenize(list(texts))
         if n_truncated:
             print(
                 f"{n_truncated} of {len(texts)} texts are longer than {self.backbones.max_input} tokens; "
                 "their rest is not read"
             )
-        return self.encode_ids(ids, batch_size)
+        return self.encode_rows(rows, batch_size)
 
     @torch.no_grad()
-    def encode_ids(self, ids: list[list[int]], batch_size: int = 32) -> Tensor:
-        """B texts as the encoder's token ids -> z_in (B, K·D)."""
-        order, z = np.argsort([len(row) for row in ids], kind="stable"), []
+    def encode_rows(self, rows: list[Row], batch_size: int = 32) -> Tensor:
+        """B texts as both tokenizers' ids -> z_in (B, K·D)."""
+        order, z = np.argsort([len(row.encoder) for row in rows], kind="stable"), []
         for i in range(0, len(order), batch_size):  # like lengths together
-            input_ids, attention_mask = self.backbones.pad([ids[j] for j in order[i : i + batch_size]])
-            hidden_states = self.hidden_states(input_ids, attention_mask)
-            z.append(self.idea(hidden_states, input_ids, attention_mask.to(self.device)))
+            z.append(self.idea(self.backbones.pad([rows[j] for j in order[i : i + batch_size]]).to(self.device)))
         return torch.cat(z)[torch.from_numpy(np.argsort(order))]
 
     @torch.no_grad()

@@ -20,7 +20,7 @@ def distances(model: LatentStack, texts: list[str], z_in: Tensor) -> tuple[Tenso
     """B texts, ideas (B, K·D) -> the texts' ideas (B, K·D), zeros for ""; distances to the given ones (B,)."""
     z, said = torch.zeros_like(z_in), [i for i, text in enumerate(texts) if text.strip()]
     if said:
-        z[said] = model.encode_ids(model.backbones.tokenize([texts[i] for i in said])[0]).to(z.dtype)
+        z[said] = model.encode_rows(model.backbones.tokenize([texts[i] for i in said])[0]).to(z.dtype)
     return z, (z - z_in).norm(dim=-1) / z_in.norm(dim=-1)
 
 

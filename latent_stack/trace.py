@@ -32,8 +32,8 @@ def shorten(text: str, n: int = 100) -> str:
 @torch.no_grad()
 def ideas_of(model: LatentStack, texts: list[str]) -> Tensor:
     """B texts, none of them empty -> z_out (B, D) in fp32, on the CPU."""
-    ids, _ = model.backbones.tokenize(texts)
-    return model.think(model.encode_ids(ids)).float().cpu()
+    rows, _ = model.backbones.tokenize(texts)
+    return model.think(model.encode_rows(rows)).float().cpu()
 
 
 def is_truncated(model: LatentStack, text: str) -> bool:

@@ -120,8 +120,8 @@ def describe(batch: Batch, model: LatentStack) -> str:
     def shorten(text):
         return " ".join(text.split())[:240]
 
-    backbones, tokens = model.backbones, batch.tokens[0]
-    source = backbones.encoder_tokenizer.decode(batch.input_ids[0][batch.attention_mask[0]].tolist())
+    backbones, inputs, tokens = model.backbones, batch.inputs, batch.tokens[0]
+    source = backbones.encoder_tokenizer.decode(inputs.input_ids[0][inputs.attention_mask[0]].tolist())
     target = backbones.lm_tokenizer.decode(tokens[tokens >= 0].tolist())
     return f"encoder reads    {shorten(source)}\nprefix, then     {shorten(target)}"
 
@@ -199,8 +199,8 @@ def checked(config: StackConfig) -> StackConfig:
         raise UserError("--cache keeps the outputs of a frozen encoder; with --lora-encoder give --no-cache")
     if config.shard:
         raise UserError("--shard is for what is trained whole; here most weights are frozen, and each process has them")
-    if config.ideas > 1 and config.pooling != "mean":
-        raise UserError(f"--ideas {config.ideas} are read off by queries: --pooling {config.pooling} does not apply")
+    if config.ideas > 1 and config.pooling != "queries":
+        raise UserError(f"--ideas {config.ideas} are read off by --pooling queries, not by {config.pooling}")
     if config.dataset == "auto":
         return replace(config, dataset="samsum" if config.data_dir else "paraphrase")
     return config

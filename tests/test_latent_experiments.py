@@ -121,7 +121,7 @@ def test_an_untrained_compression_reads_the_same_encoder_and_leaves_the_trained_
     assert untrained.shape == z_in.shape and not torch.allclose(untrained, z_in, atol=1e-2)
     assert torch.equal(untrained, vectors_of(model, texts, seed=3, batch_size=2)["z_in, untrained"])
     assert same(before, model.state_dict())
-    first = model.backbones.hidden_states(*model.backbones.pad(model.backbones.tokenize(texts[:1])[0]))
+    first = model.backbones.hidden_states(model.backbones.pad(model.backbones.tokenize(texts[:1])[0]))
     assert torch.allclose(found["encoder, mean of states"][0], first[0].mean(0), atol=1e-5)
 
 

@@ -26,7 +26,7 @@ from latent_stack.pretrain import random_words
 from latent_stack.refine import distances, refined
 from results import latent_ideas
 
-SEVERAL = dict(ideas=4, prefix_len=8)
+SEVERAL = dict(pooling="queries", ideas=4, prefix_len=8)
 
 # ------------------------------------------------------------------------------------ the set of ideas
 
@@ -71,7 +71,7 @@ def test_an_untrained_reading_stands_beside_that_of_several_ideas():
 @pytest.mark.parametrize("changes", [dict(ideas=3), dict(ideas=5, latent_dim=12)])
 def test_ideas_that_do_not_fit_the_prefix_are_refused(changes):
     with pytest.raises(UserError, match="--ideas . needs a multiple"):
-        tiny_stack(**changes)
+        tiny_stack(pooling="queries", **changes)
 
 
 # -------------------------------------------------------------------------------------- words in order
@@ -115,7 +115,9 @@ def test_soft_tokens_stay_where_the_language_model_alone_learns_to_read_them():
 
 def words_loss_after(steps: int, ideas: int, latent_dim: int) -> float:
     """Train to say sentences back without the language model -> the loss of held-out ones, nats a token."""
-    model = tiny_stack(ideas=ideas, latent_dim=latent_dim, prefix_len=16, middle="identity", middle_hidden=64)
+    model = tiny_stack(
+        pooling="queries", ideas=ideas, latent_dim=latent_dim, prefix_len=16, middle="identity", middle_hidden=64
+    )
     texts = list(dict.fromkeys(s for p in paraphrases("train", 500) for s in sentences(p.input)))
     data = tokenized([Pair(s, s) for s in texts], model)
     model.standardise(data)
@@ -208,8 +210,9 @@ def test_speakers_are_renamed_in_the_dialogue_and_its_summary_alike():
 
 
 def words_for(run: Path, folder: Path) -> list:
-    small = "--ideas 4 --prefix-len 8 --pretrain-words 2 --pretrain-steps 4 --pretrain-tokens 12 --save-every 2"
-    return [*options(run), *small.split(), "--dropout", "0.1", "--pretrain", folder]
+    small = "--pooling queries --ideas 4 --prefix-len 8 --dropout 0.1 --save-every 2"
+    stages = "--pretrain-words 2 --pretrain-steps 4 --pretrain-tokens 12"
+    return [*options(run), *small.split(), *stages.split(), "--pretrain", folder]
 
 
 @cache
@@ -245,11 +248,15 @@ def test_a_run_killed_in_any_stage_resumes_bit_for_bit(tmp_path, killed_in):
 
 
 def test_another_run_begins_where_one_ended_if_it_has_its_shape(tmp_path):
-    words = [*options(tmp_path / "run"), "--ideas", 4, "--prefix-len", 8, "--init", said_back() / "pretrain"]
+    words = [*words_for(tmp_path / "run", "")[:-2], "--init", said_back() / "pretrain"]
     call(train, *words, "--max-steps", 1, "--words-epochs", 0, "--lr", "0")
     assert same(weights(tmp_path / "run"), weights(said_back() / "pretrain"))
     done = call(train, *options(tmp_path / "other"), "--init", said_back() / "pretrain", check=False)
-    assert done.returncode and "its ideas is 4, this run's 1" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert (
+        done.returncode
+        and "its pooling is queries, this run's mean" in done.stderr
+        and len(done.stderr.splitlines()) == 1
+    )
     done = call(train, *options(tmp_path / "other"), "--init", tmp_path / "none", check=False)
     assert done.returncode and "no checkpoint" in done.stderr
 
@@ -260,7 +267,7 @@ def test_a_mistaken_option_costs_no_run_that_is_overwritten(tmp_path):
     shutil.copytree(said_back(), run)
     kept = weights(run)
     for words in (("--init", run / "pretrain"), ("--init", tmp_path / "none"), ("--pretrain", tmp_path / "none.txt")):
-        done = call(train, *options(run), "--ideas", 4, "--prefix-len", 8, "--overwrite", *words, check=False)
+        done = call(train, *options(run), "--overwrite", *words, check=False)
         assert done.returncode and len(done.stderr.strip().splitlines()) == 1, words
         assert same(weights(run), kept) and (run / "pretrain" / "model.safetensors").is_file(), words
 
@@ -311,7 +318,10 @@ def test_variants_of_the_first_stage_stand_beside_the_first_and_are_not_trained_
             call(train, *words)
 
     monkeypatch.setattr(latent_ideas, "train_once", train_here)
-    small = " ".join(map(str, options("")[:-2])) + " --ideas 4 --prefix-len 8 --pretrain-random 0 --pretrain-tokens 12"
+    small = (
+        " ".join(map(str, options("")[:-2]))
+        + " --pooling queries --ideas 4 --prefix-len 8 --pretrain-random 0 --pretrain-tokens 12"
+    )
     words = ["--options", small, "--pretrain", str(texts_folder(tmp_path / "texts")), "--seeds", "0", "1"]
     words += ["--out", str(tmp_path / "runs"), "--json", str(tmp_path / "ideas.json"), "--only"]
     for _ in range(2):
@@ -324,13 +334,23 @@ def test_variants_of_the_first_stage_stand_beside_the_first_and_are_not_trained_
     assert "| no lists of random words |" in capsys.readouterr().out
 
 
-def test_a_hidden_state_stands_where_its_token_begins_in_the_language_models_tokens():
-    model = tiny_stack(**SEVERAL)
-    ids, mask = model.backbones.pad(model.backbones.tokenize(TEXTS[:3])[0])
-    positions = model.backbones.as_lm_reads(ids)[1]
-    for row, seen, text in zip(positions, mask, TEXTS, strict=False):
-        n = len(model.backbones.lm_tokenizer(text, add_special_tokens=False)["input_ids"])  # the same tokenizer
-        assert row[seen].tolist() == [0, *range(n), n]
+@pytest.mark.parametrize("reads", ["both", "encoder", "words"])
+def test_queries_read_what_they_are_to_read(reads):
+    """Words in another order for the encoder, for the language model: what changes the ideas was read."""
+    model = tiny_stack(queries_read=reads, **SEVERAL)
+    inputs = model.backbones.pad(model.backbones.tokenize(TEXTS[:1])[0])
+    z = model.idea(inputs)
+    changed = [
+        not torch.allclose(z, model.idea(replace(inputs, **{name: getattr(inputs, name).flip(1)})), atol=1e-4)
+        for name in ("input_ids", "lm_ids")
+    ]
+    assert changed == [reads != "words", reads != "encoder"]
+
+
+def test_one_idea_of_queries_is_another_idea_than_the_mean_of_the_states():
+    model = tiny_stack(pooling="queries", ideas=1, prefix_len=8)
+    z = model.think(model.encode(TEXTS[:2]))
+    assert z.shape == (2, 16) and model.prefix(z).shape == (2, 8, 24) and len(model.generate(z, 4)) == 2
 
 
 # ------------------------------------------------------------------------------------ thinking in ideas

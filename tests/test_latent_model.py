@@ -10,6 +10,7 @@ from latent_tiny import PAIRS, TEXTS, tiny_stack, tokenized
 
 from common.checkpoint import save_model
 from common.options import UserError
+from latent_stack.backbones import Inputs
 from latent_stack.losses import BagOfWords
 from latent_stack.model import LatentStack, load_run
 
@@ -54,7 +55,7 @@ def test_what_all_texts_have_in_common_is_removed_before_the_compression():
     data = tokenized(PAIRS[:8], model)
     model.standardise(data)
     batch = data.batch(range(8))
-    pooled = model.pooling(model.states_of(batch), batch.attention_mask)
+    pooled = model.pooling(model.backbones.hidden_states(batch.inputs), batch.inputs.attention_mask)
     standardised = (pooled - model.origin) / model.unit
     assert torch.allclose(standardised.mean(0), torch.zeros(32), atol=1e-4)
     assert torch.allclose(standardised.std(0), torch.ones(32), atol=1e-2)
@@ -81,7 +82,10 @@ def test_what_is_generated_is_the_greedy_reading_of_the_logits_of_training():
 def test_the_prefix_is_the_only_way_from_the_input_to_the_output():
     model = tiny_stack()
     batch = tokenized(PAIRS[:2], model).batch([0, 1])
-    swapped = replace(batch, input_ids=batch.input_ids.flip(0), attention_mask=batch.attention_mask.flip(0))
+    inputs = batch.inputs
+    swapped = replace(
+        batch, inputs=Inputs(*(x.flip(0) for x in (inputs.input_ids, inputs.attention_mask, inputs.lm_ids)))
+    )
     assert not torch.equal(model(batch)[0], model(swapped)[0])  # another text, another prefix
     z = model.think(model.encode(TEXTS[:2])).requires_grad_()
     with torch.no_grad():

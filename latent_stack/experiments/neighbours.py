@@ -48,24 +48,23 @@ def vectors_of(model: LatentStack, texts: list[str], seed: int = 0, batch_size: 
 
     z_in untrained: by a fresh random pooling and compression, behind the same encoder, `origin` and `unit`.
     """
-    ids, n_truncated = model.backbones.tokenize(texts)
+    rows, n_truncated = model.backbones.tokenize(texts)
     if n_truncated:
         limit = model.backbones.max_input
         print(f"{n_truncated} of {len(texts)} texts are longer than {limit} tokens; their rest is not read")
-    H = model.config.encoder_dim
-    mean = Pooling("mean", H)
+    mean = Pooling("mean", model.config.encoder_dim)
     fresh = untrained(model.pooling, seed), untrained(model.compress, seed)
-    pooling = model.pooling if model.config.ideas == 1 else mean
+    pooling = mean if model.by_queries else model.pooling
 
     found = {name: [] for name in ("encoder, mean of states", "encoder, standardised", "z_in, untrained", "z_in")}
-    for i in range(0, len(ids), batch_size):
-        input_ids, mask = model.backbones.pad(ids[i : i + batch_size])
-        hidden, mask = model.hidden_states(input_ids, mask), mask.to(model.device)
-        found["encoder, mean of states"].append(mean(hidden[..., :H], mask))  # without what queries read beside it
-        found["encoder, standardised"].append(model.standardised(pooling(hidden, mask))[..., :H])
-        found["z_in, untrained"].append(model.idea(hidden, input_ids, mask, fresh))
-        found["z_in"].append(model.idea(hidden, input_ids, mask))
-    found = {name: torch.cat(rows) for name, rows in found.items()}
+    for i in range(0, len(rows), batch_size):
+        inputs = model.backbones.pad(rows[i : i + batch_size]).to(model.device)
+        hidden_states, mask = model.backbones.hidden_states(inputs), inputs.attention_mask
+        found["encoder, mean of states"].append(mean(hidden_states, mask))
+        found["encoder, standardised"].append(model.standardised(pooling(hidden_states, mask)))
+        found["z_in, untrained"].append(model.idea(inputs, fresh))
+        found["z_in"].append(model.idea(inputs))
+    found = {name: torch.cat(parts) for name, parts in found.items()}
     found["z_out"] = model.think(found["z_in"])
     return {name: x.float().cpu() for name, x in found.items()}
 
