@@ -84,6 +84,9 @@ class StackConfig(LoopConfig):
     reconstruct: bool = opt(
         False, "train on (target, target), too, twice the steps: a target's idea must regenerate it", group="objective"
     )
+    trains: str = opt(
+        "all", "what the task trains: all, or the decoder's LoRA alone, given ideas that stay", ("all", "decoder")
+    )
     words_weight: float = opt(1.0, "of the bag-of-words loss of the soft tokens (0: none)", low=0.0)
     words_epochs: int = opt(3, "passes with that loss alone, before the language model takes part", low=0)
 
@@ -93,7 +96,9 @@ class StackConfig(LoopConfig):
         group="saying back",
         path=True,
     )
-    pretrain_tokens: int = opt(16, "longest sentence that is said back, in tokens", low=3)
+    pretrain_tokens: int = opt(
+        16, "longest text that is said back, in tokens; of the task's own inputs so many are", low=3
+    )
     pretrain_texts: int = opt(0, "say back this many sentences (0: all)", low=0)
     pretrain_random: int = opt(0, "and this many lists of random words of the language model's vocabulary", low=0)
     pretrain_words: int = opt(4, "passes in which soft tokens say it, one a token, without the language model", low=0)
@@ -163,29 +168,31 @@ PRESETS = {
         ),
     ),
     "ideas": Preset(
-        "1 CPU core, 45 min (estimate): the same backbones, 16 ideas; texts of --pretrain DIR are said back first",
+        "1 CPU core, 70 min (estimate): the same backbones, 64 ideas; texts of --pretrain DIR are said back first",
         dict(
             run="out/latent-ideas",
             encoder=MINILM,
             decoder=SMOLLM2,
             dataset="auto",
-            rename=1,
-            epochs=1,
-            max_steps=120,
-            words_epochs=2,
+            epochs=2,
+            trains="decoder",
+            words_epochs=0,
             pooling="queries",
-            ideas=16,
+            ideas=64,
             middle="identity",
-            prefix_len=16,
+            prefix_len=64,
             dropout=0.0,
             middle_hidden=1024,
             lr=1e-3,
+            warmup_steps=20,
             lora_decoder=8,
             max_target=48,
             max_new_tokens=40,
-            pretrain_random=12000,
+            pretrain_tokens=64,
+            pretrain_texts=12000,
+            pretrain_random=3000,
             pretrain_words=1,
-            pretrain_steps=300,
+            pretrain_steps=150,
         ),
     ),
     "phase1": Preset(

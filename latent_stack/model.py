@@ -190,12 +190,11 @@ class LatentStack(
         In training the bag-of-words loss, per token, is added with its weight; metrics have the two separately.
         """
         n = batch.loss_denominators["targets"]
-        prefix = self.prefix_of(batch)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and batch.trains != "language model"):
+            prefix = self.prefix_of(batch)
         if batch.trains == "soft tokens":
             words = self.bag_of_words(prefix, batch.tokens) / n
             return words, {"loss": words.detach()}
-        if batch.trains == "language model":
-            prefix = prefix.detach()
         loss = self.target_losses(prefix, batch).sum() / n
         metrics = {"loss": loss.detach()}
         if self.training and self.bag_of_words is not None and batch.trains == "all":

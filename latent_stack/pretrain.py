@@ -28,7 +28,7 @@ from latent_stack.pairs import Pair, load_pairs
 
 STAGES = ("words", "pretrain")
 N_VAL = 100  # sentences of the validation loss
-WORDS_BATCH, WORDS_LR = 64, 2e-3  # of the stage without the language model, whose steps are cheap and gradients tame
+WORDS_BATCH, WORDS_LR = 32, 2e-3  # of the stage without the language model, whose steps are cheap and gradients tame
 
 
 def of_length(pairs: list[Pair], model: LatentStack, longest: int) -> list[Pair]:
@@ -79,8 +79,9 @@ def training(batches, what: str):
     return lambda epoch, k: (replace(batch, trains=what) for batch in batches(epoch, k))
 
 
-def sentences(model: LatentStack, config: StackConfig) -> tuple[TokenizedDataset, TokenizedDataset]:
-    """The training and validation sentences of --pretrain."""
+def sentences(model: LatentStack, config: StackConfig, task: list[Pair]) -> tuple[TokenizedDataset, TokenizedDataset]:
+    """What is said back: the training and validation sentences of --pretrain, and in training the beginnings of the
+    task's own inputs."""
     said = stage_configs(config)[1]
     pairs = load_pairs(replace(said, n_train=0))
     train = of_length(pairs["train"], model, config.pretrain_tokens)
@@ -91,6 +92,7 @@ def sentences(model: LatentStack, config: StackConfig) -> tuple[TokenizedDataset
         raise UserError(f"--pretrain {config.pretrain}: no sentences of 3 to {config.pretrain_tokens} tokens")
     if config.pretrain_random:
         train += random_words(model, config.pretrain_random, config.pretrain_tokens, config.seed)
+    train += [Pair(p.input, p.input) for p in task]
     return tuple(TokenizedDataset(part, model.backbones, said, "sentences") for part in (train, val))
 
 
@@ -104,7 +106,7 @@ def say_back(
         train.cache()
         val.cache()
     model.bag_of_words = WordsInOrder(train.targets, model.backbones.lm)
-    distributed.print(f"saying back {len(train):,} sentences of 3 to {config.pretrain_tokens} tokens")
+    distributed.print(f"saying back {len(train):,} texts of 3 to {config.pretrain_tokens} tokens")
 
     if not any(is_started(stage.run) for stage in (words, said)):
         if distributed.main:  # so that --resume knows what it resumes

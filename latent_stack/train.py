@@ -36,7 +36,7 @@ from latent_stack.experiments.summaries import summaries
 from latent_stack.losses import BagOfWords
 from latent_stack.model import LatentStack
 from latent_stack.pairs import Pair, load_pairs
-from latent_stack.pretrain import STAGES, begin_from, say_back, sentences
+from latent_stack.pretrain import STAGES, begin_from, say_back, sentences, training
 
 WORDS_BATCH = 32  # pairs of a step of the bag-of-words passes, whatever --cache
 
@@ -201,19 +201,21 @@ def checked(config: StackConfig) -> StackConfig:
         raise UserError("--shard is for what is trained whole; here most weights are frozen, and each process has them")
     if config.ideas > 1 and config.pooling != "queries":
         raise UserError(f"--ideas {config.ideas} are read off by --pooling queries, not by {config.pooling}")
+    if config.trains == "decoder" and not config.lora_decoder:
+        raise UserError("--trains decoder needs --lora-decoder: nothing else of the language model is trained")
     if config.dataset == "auto":
         return replace(config, dataset="samsum" if config.data_dir else "paraphrase")
     return config
 
 
-def prepare(model: LatentStack) -> tuple | None:
+def prepare(model: LatentStack, pairs: list[Pair]) -> tuple | None:
     """What may fail, before a run's files are cleared: --init is loaded, the sentences of --pretrain are read."""
     config = model.config
     if config.init:
         if not config.resume and Path(config.run).resolve() in Path(config.init).resolve().parents:
             raise UserError(f"--init {config.init} lies in --run {config.run}, which starts afresh; name another --run")
         begin_from(model, config.init)
-    return sentences(model, config) if config.pretrain else None
+    return sentences(model, config, pairs) if config.pretrain else None
 
 
 def start(model: LatentStack, train: TokenizedDataset, n_pairs: int, said: tuple | None, device: Device, distributed):
@@ -251,7 +253,7 @@ def main(argv: list[str] | None = None) -> None:
     say(describe(train.batch([0]), model) + "\n")
 
     # train
-    said = None if resume else prepare(model)
+    said = None if resume else prepare(model, pairs["train"])
     if not config.resume and distributed.main:
         clear_run(run, ("best", *STAGES))
     if not resume:
@@ -267,7 +269,7 @@ def main(argv: list[str] | None = None) -> None:
     summary = fit(
         model,
         steps_per_epoch,
-        batches,
+        training(batches, "all" if config.trains == "all" else "language model"),
         replace(config, resume=resume),
         validate=lambda model: validation_loss(model, val, device),
         distributed=distributed,
