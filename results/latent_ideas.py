@@ -30,17 +30,18 @@ from latent_stack.pretrain import of_length
 from results.runs import ROOT, folder_of, slug, train_once
 
 BASE = (
-    "--preset ideas --pretrain-texts 4000 --pretrain-random 2000 --pretrain-words 4 --pretrain-steps 1 "
-    "--dataset paraphrase --n-train 16 --max-steps 1 --words-epochs 0 --n-eval 2"
+    "--preset ideas --ideas 16 --prefix-len 16 --pretrain-tokens 16 --pretrain-texts 6000 --pretrain-random 2000 "
+    "--pretrain-words 2 --pretrain-steps 1 --dataset paraphrase --n-train 16 --max-steps 1 --n-eval 2"
 )
 VARIANTS = {
     "16 ideas": "",
     "8 ideas": "--ideas 8",
     "4 ideas": "--ideas 4",
     "1 idea": "--ideas 1",
-    "1 idea of 4,096 numbers": "--ideas 1 --latent-dim 4096",
+    "from the words alone": "--queries-read words",
+    "from the encoder alone": "--queries-read encoder",
+    "from the encoder alone, with LoRA": "--queries-read encoder --lora-encoder 8 --no-cache",
     "no lists of random words": "--pretrain-random 0",
-    "LoRA on the encoder": "--lora-encoder 8 --no-cache",
 }
 N = 400  # held-out sentences
 

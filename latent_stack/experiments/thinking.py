@@ -95,8 +95,8 @@ def linear_map(z_in: Tensor, z_out: Tensor) -> Callable[[Tensor], Tensor]:
     penalty = RIDGE * x.square().mean() * len(x)
     gram = x @ x.T  # (N, N): fewer texts than numbers
     gram.diagonal().add_(penalty)
-    weights = (x.T @ torch.linalg.solve(gram, y)).float()  # (K·D, K·D)
-    return lambda z: (z - mean_in) @ weights + mean_out
+    found = torch.linalg.solve(gram, y)  # (N, K·D)
+    return lambda z: ((z - mean_in).double() @ x.T @ found).float() + mean_out
 
 
 def train_middle(model: LatentStack, name: str, z_in: Tensor, z_out: Tensor, seed: int) -> tuple[nn.Module, float]:
