@@ -59,8 +59,9 @@ class StackConfig(LoopConfig):
 
     pooling: str = opt(
         "mean",
-        "of the encoder's hidden states: mean, attention, the first token and an MLP, or learned queries",
-        ("mean", "attention", "cls", "queries"),
+        "of the encoder's hidden states: mean, attention, the first token and an MLP, or learned queries; "
+        "words: no ideas but the first words themselves (the control)",
+        ("mean", "attention", "cls", "queries", "words"),
         group="model",
     )
     queries_read: str = opt(

@@ -36,7 +36,7 @@ from common.pretrained import PretrainedMixin, load_checkpoint
 from latent_stack.backbones import Backbones, Inputs, Row
 from latent_stack.config import StackConfig
 from latent_stack.data import Batch, TokenizedDataset
-from latent_stack.layers import Middle, Pooling, Queries
+from latent_stack.layers import Middle, Pooling, Queries, Words
 
 
 class LatentStack(
@@ -72,10 +72,17 @@ class LatentStack(
         super().__init__()
         self.config = self._hub_mixin_config = config = replace(config)
         self.backbones = Backbones(config, backbones)
-        H, E, D = self.backbones.encoder_dim, self.backbones.lm_dim, config.latent_dim
-        self.by_queries = config.pooling == "queries"
+        H, E = self.backbones.encoder_dim, self.backbones.lm_dim
+        # soft tokens are measured in the standard deviation of real ones, and begin at about a fifth of it; a constant
+        # of the backbone, so no part of the checkpoint
+        self.prefix_scale = float(self.backbones.lm.get_input_embeddings().weight.float().std())
+        if config.pooling == "words":  # of the language model's own width
+            config.ideas, config.latent_dim = config.prefix_len, E
+            self.pooling = Words(config, self.prefix_scale)
+        else:
+            self.pooling = Queries(config, H, E) if config.pooling == "queries" else Pooling(config.pooling, H)
+        D, self.reads_words = config.latent_dim, config.pooling in ("queries", "words")
 
-        self.pooling = Queries(config, H, E) if self.by_queries else Pooling(config.pooling, H)
         self.register_buffer("origin", torch.zeros(H))  # mean of pooled training texts; for queries, of tokens
         self.register_buffer("unit", torch.ones(H))  # their standard deviation
         compress = (
@@ -85,18 +92,16 @@ class LatentStack(
             nn.Dropout(config.dropout),
             nn.Linear(config.middle_hidden, D),
         )
-        self.compress = nn.Identity() if self.by_queries else nn.Sequential(*compress)
+        self.compress = nn.Identity() if self.reads_words else nn.Sequential(*compress)
         self.middle = Middle(config)
-        self.expand = nn.Sequential(
+        expand = (
             nn.LayerNorm(D),
             nn.Dropout(config.dropout),
             nn.Linear(D, config.middle_hidden),
             nn.GELU(),
             nn.Linear(config.middle_hidden, config.prefix_len // config.ideas * E),
         )
-        # soft tokens are measured in the standard deviation of real ones, and begin at about a fifth of it; a constant
-        # of the backbone, so no part of the checkpoint
-        self.prefix_scale = float(self.backbones.lm.get_input_embeddings().weight.float().std())
+        self.expand = nn.Identity() if config.pooling == "words" else nn.Sequential(*expand)
         self.lora = nn.ParameterDict(self.backbones.add_lora(config.lora_encoder, config.lora_decoder))
         self.bag_of_words = None  # a BagOfWords while it is trained with one
 
@@ -127,7 +132,7 @@ class LatentStack(
         """
         pooling, compress = by or (self.pooling, self.compress)
         hidden_states, mask = self.backbones.hidden_states(inputs), inputs.attention_mask
-        if not self.by_queries:
+        if not self.reads_words:
             return compress(self.standardised(pooling(hidden_states, mask)))
         words = self.backbones.embed(inputs.lm_ids.clamp(min=0))  # (B, W, E)
         return pooling(self.standardised(hidden_states), mask, words, inputs.lm_ids >= 0).flatten(1)
@@ -143,7 +148,7 @@ class LatentStack(
     def prefix(self, z_out: Tensor) -> Tensor:
         """Ideas (B, K·D) -> soft tokens (B, P, E); those of ideas read off by queries are as long as real tokens."""
         soft_tokens = self.expand(self.one_by_one(z_out)).view(len(z_out), self.config.prefix_len, -1)
-        if self.by_queries:
+        if self.config.pooling == "queries":
             soft_tokens = F.normalize(soft_tokens, dim=-1) * soft_tokens.size(-1) ** 0.5
         return soft_tokens * self.prefix_scale
 
@@ -164,7 +169,7 @@ class LatentStack(
         for i in range(0, len(index), batch_size):
             inputs = data.batch(index[i : i + batch_size]).inputs.to(self.device)
             hidden_states, mask = self.backbones.hidden_states(inputs), inputs.attention_mask
-            pooled.append((hidden_states[mask] if self.by_queries else self.pooling(hidden_states, mask)).float())
+            pooled.append((hidden_states[mask] if self.reads_words else self.pooling(hidden_states, mask)).float())
         pooled = torch.cat(pooled)  # (n, H)
         self.origin.copy_(pooled.mean(0))
         self.unit.copy_(pooled.std(0).clamp(min=1e-3) if len(pooled) > 1 else torch.ones_like(self.unit))

@@ -15,7 +15,7 @@ from latent_tiny import PAIRS, TEXTS, _temporary, options, tiny_stack, tokenized
 
 from common.checkpoint import read_json
 from common.options import UserError, parse
-from latent_stack import evaluate, train
+from latent_stack import evaluate, pretrain, train
 from latent_stack.config import PRESETS, StackConfig
 from latent_stack.experiments import sayback, thinking
 from latent_stack.experiments.neighbours import vectors_of
@@ -261,6 +261,26 @@ def test_another_run_begins_where_one_ended_if_it_has_its_shape(tmp_path):
     assert done.returncode and "no checkpoint" in done.stderr
 
 
+def test_the_beginnings_of_the_tasks_inputs_are_said_back_too(tmp_path):
+    model = tiny_stack(pretrain=str(texts_folder(tmp_path / "x")), pretrain_tokens=8, **SEVERAL)
+    with_task, without = (pretrain.sentences(model, model.config, task)[0] for task in (PAIRS[:3], []))
+    assert len(with_task) == len(without) + 3
+    words = model.backbones.lm_tokenizer([p.input for p in PAIRS[:3]], add_special_tokens=False)["input_ids"]
+    assert [ids[1:] for ids in with_task.targets[-3:]] == [ids[:8] for ids in words]
+
+
+def test_the_decoder_alone_learns_the_task_and_the_ideas_stay(tmp_path):
+    words = [*words_for(tmp_path / "run", "")[:-2], "--init", said_back() / "pretrain", "--trains", "decoder"]
+    done = call(train, *words, check=False)
+    assert done.returncode and "--trains decoder needs --lora-decoder" in done.stderr
+    run = tmp_path / "lora"
+    folder = texts_folder(tmp_path / "texts")
+    call(train, *words_for(run, folder), "--lora-decoder", 2, "--trains", "decoder", "--words-epochs", 0)
+    before, after = weights(run / "pretrain"), weights(run)
+    changed = {name for name in after if not torch.equal(before[name], after[name])}
+    assert changed and all(name.startswith("lora.lm") for name in changed)
+
+
 def test_a_mistaken_option_costs_no_run_that_is_overwritten(tmp_path):
     """--overwrite once cleared the folder before --init and --pretrain were looked at."""
     run = tmp_path / "run"
@@ -345,6 +365,17 @@ def test_queries_read_what_they_are_to_read(reads):
         for name in ("input_ids", "lm_ids")
     ]
     assert changed == [reads != "words", reads != "encoder"]
+
+
+def test_the_control_of_ideas_reads_the_first_words_themselves():
+    model = tiny_stack(pooling="words", middle="identity", prefix_len=6, lora_decoder=2)
+    texts = [TEXTS[0], "Ana has 2 coins."]
+    ids = model.backbones.lm_tokenizer(texts, add_special_tokens=False)["input_ids"]
+    prefix = model.prefix(model.think(model.encode(texts)))
+    expected = [model.backbones.embed(torch.tensor([*row, model.backbones.eos][:6])) for row in ids]
+    assert all(torch.allclose(a[: len(b)], b, atol=1e-6) for a, b in zip(prefix, expected, strict=True))
+    assert prefix[1, len(ids[1]) + 1 :].abs().sum() == 0
+    assert {name.split(".")[0] for name, _ in model.named_parameters()} == {"lora"}
 
 
 def test_one_idea_of_queries_is_another_idea_than_the_mean_of_the_states():

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from results.tables import get, interval, load, number, table, with_ci
 
 QUICK, PARAPHRASE = "latent-quick/summaries.json", "latent-paraphrase/summaries.json"
-SAID, THINKING, IDEAS = "latent-said/sayback.json", "latent-said/thinking.json", "latent-ideas/summary.json"
+IDEAS = {64: "latent-ideas", 16: "latent-ideas-16"}  # folder of the run with so many ideas
+THINKING = f"{IDEAS[16]}/pretrain/thinking.json"
 SETTINGS = {
     "base": "base: LoRA on the language model, bag of words, 256-d idea, mean pooling, MLP of 2 layers",
     "no middle model": "no middle model",
@@ -171,28 +172,61 @@ def memory() -> str:
 
 
 def sayback() -> str:
-    rows = []
-    for name, label in {
+    """Sentences of at most 16 tokens, from 64 and from 16 ideas."""
+    measures = {
         "exact": "said back exactly",
-        "exact_but_for_case": "exactly but for the case",
         "recall_names": "names",
         "recall_words": "other words",
         "rougeL": "ROUGE-L",
-    }.items():
+    }
+    rows = []
+    for name, label in measures.items():
         digits = ".3f" if name == "rougeL" else ".1%"
-        rows.append([label, *(with_ci(SAID, f"{kind}.{name}", digits) for kind in ("own", "soft_tokens", "shuffled"))])
-    return table(["", "by the language model", "by the soft tokens alone", "of another sentence (control)"], rows)
+        cells = [
+            with_ci(f"{folder}/pretrain/sayback.json", f"{kind}.{name}", digits)
+            for folder in IDEAS.values()
+            for kind in ("own", "soft_tokens", "shuffled")
+        ]
+        rows.append([label, *cells])
+    header = [
+        f"{K} ideas: {by}" for K in IDEAS for by in ("language model", "soft tokens alone", "another's (control)")
+    ]
+    return table(["", *header], rows)
 
 
 def ideas_summaries() -> str:
-    """The dialogues of `latent-summaries`, from 16 ideas and from one."""
+    """The dialogues of `latent-summaries`, from many ideas and from one."""
     measures, rows = {"rougeL": ".3f", "recall_names": ".1%", "recall_words": ".1%"}, []
-    for suffix, label in (("", "16 ideas, after saying back"), ("_shuffled", "the same, another text's (control)")):
-        found = [(get(IDEAS, f"{name}{suffix}"), get(IDEAS, f"{name}{suffix}_ci95")) for name in measures]
-        rows.append([label, *(interval(*x, digits) for x, digits in zip(found, measures.values(), strict=True))])
-    for kind, label in (("own", "one idea (`quick`)"), ("lead3", "the first three lines, no model")):
-        rows.append([label, *(with_ci(QUICK, f"{kind}.{name}", digits) for name, digits in measures.items())])
-    return table(["", "ROUGE-L", "names generated", "other words generated"], rows)
+    for K, folder in IDEAS.items():
+        for suffix, label in (
+            ("", f"{K} ideas, after saying back"),
+            ("_shuffled", "the same, another text's (control)"),
+        ):
+            found = load(f"{folder}/summary.json")
+            pairs = [(found[f"{name}{suffix}"], found[f"{name}{suffix}_ci95"]) for name in measures]
+            cells = [interval(*x, digits) for x, digits in zip(pairs, measures.values(), strict=True)]
+            rows.append([label, f"{found['n_params'] / 1e6:.1f}M", *cells])
+    for kind, label in kinds("the first three lines").items():
+        size = f"{get('latent-quick/summary.json', 'n_params') / 1e6:.1f}M" if kind in ("own", "shuffled") else ""
+        label = {"own": "one idea (`quick`)", "shuffled": "the same, another text's (control)"}.get(kind, label)
+        rows.append([label, size, *(with_ci(QUICK, f"{kind}.{name}", digits) for name, digits in measures.items())])
+    return table(["", "trained parameters", "ROUGE-L", "names generated", "other words generated"], rows)
+
+
+def ideas_ablation() -> str:
+    found = load("latent_ideas.json")
+    rows = []
+    for name, row in found["variants"].items():
+        less = points(row["exact_less_the_first"], "+.1%") if name != next(iter(found["variants"])) else ""
+        cells = [
+            " and ".join(number(value, ".1%") for value in row["by_seed"]),
+            less,
+            number(row["exact_shuffled"]["mean"], ".1%"),
+            interval(row["names"]["mean"], row["names"]["ci95"], ".1%"),
+        ]
+        rows.append([name, f"{row['n_params']:,}", *cells])
+    header = ["trained with", "parameters", "said exactly, two seeds", "less the first", "another's (control)", "names"]
+    return table(header, rows)
 
 
 MIDDLES = {
@@ -216,6 +250,7 @@ def thinking() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "latent-sayback": sayback,
     "latent-ideas": ideas_summaries,
+    "latent-ablation": ideas_ablation,
     "latent-thinking": thinking,
     "latent-verdicts": verdicts,
     "latent-summaries": summaries,
