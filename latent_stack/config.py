@@ -192,7 +192,7 @@ PRESETS = {
             pretrain_tokens=64,
             pretrain_texts=12000,
             pretrain_random=3000,
-            pretrain_words=1,
+            pretrain_words=4,
             pretrain_steps=150,
         ),
     ),
