@@ -57,7 +57,7 @@ class LatentStack(
         about="The latent stack: a frozen encoder reads a text into one idea vector, a middle model thinks, soft "
         "tokens make a frozen language model write it down. Only what was trained is in the file.",
         figures=(("rougeL", "ROUGE-L F1 of the test split", "rougeL_shuffled", "given another text's idea"),),
-        limits="An idea holds the topic of a text and few of its names and numbers.",
+        limits="One idea holds the topic of a text and few of its names and numbers; many hold its first words.",
         use="from latent_stack.model import LatentStack\n\n"
         "stack = LatentStack.from_pretrained({where!r})\n"
         'z = stack.encode(["Ana: Shall we have lunch at noon? Tom: Yes, see you there!"])\n'
