@@ -65,6 +65,7 @@ def test_an_untrained_reading_stands_beside_that_of_several_ideas():
     model = tiny_stack(**SEVERAL)
     found = vectors_of(model, TEXTS[:4])
     assert torch.allclose(found["z_in"], model.encode(TEXTS[:4]), atol=1e-5)
+    assert torch.allclose(found["z_in, mean of the ideas"], found["z_in"].view(4, 4, 16).mean(1), atol=1e-5)
     assert not torch.allclose(found["z_in"], found["z_in, untrained"], atol=1e-2)
 
 

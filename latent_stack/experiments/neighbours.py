@@ -66,6 +66,8 @@ def vectors_of(model: LatentStack, texts: list[str], seed: int = 0, batch_size: 
         found["z_in"].append(model.idea(inputs))
     found = {name: torch.cat(parts) for name, parts in found.items()}
     found["z_out"] = model.think(found["z_in"])
+    if model.config.ideas > 1:  # whatever their order
+        found["z_in, mean of the ideas"] = model.one_by_one(found["z_in"]).mean(1)
     return {name: x.float().cpu() for name, x in found.items()}
 
 
