@@ -172,7 +172,7 @@ def memory() -> str:
 
 
 def sayback() -> str:
-    """Sentences of at most 16 tokens, from 64 and from 16 ideas."""
+    """Texts of at most as many tokens as there are ideas."""
     measures = {
         "exact": "said back exactly",
         "recall_names": "names",
@@ -188,9 +188,8 @@ def sayback() -> str:
             for kind in ("own", "soft_tokens", "shuffled")
         ]
         rows.append([label, *cells])
-    header = [
-        f"{K} ideas: {by}" for K in IDEAS for by in ("language model", "soft tokens alone", "another's (control)")
-    ]
+    by = ("by the language model", "by soft tokens alone", "another sentence's (control)")
+    header = [f"{K} ideas, to {K} tokens: {x}" if x == by[0] else x for K in IDEAS for x in by]
     return table(["", *header], rows)
 
 
