@@ -169,7 +169,7 @@ PRESETS = {
         ),
     ),
     "ideas": Preset(
-        "1 CPU core, 70 min (estimate): the same backbones, 64 ideas; texts of --pretrain DIR are said back first",
+        "1 CPU core, 57 min: the same backbones, 64 ideas; the texts of --pretrain DIR are said back first",
         dict(
             run="out/latent-ideas",
             encoder=MINILM,

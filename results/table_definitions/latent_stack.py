@@ -6,6 +6,7 @@ from results.tables import get, interval, load, number, table, with_ci
 
 QUICK, PARAPHRASE = "latent-quick/summaries.json", "latent-paraphrase/summaries.json"
 IDEAS = {64: "latent-ideas", 16: "latent-ideas-16"}  # folder of the run with so many ideas
+SAYBACK = f"{IDEAS[64]}/pretrain/sayback.json"
 THINKING = f"{IDEAS[16]}/pretrain/thinking.json"
 SETTINGS = {
     "base": "base: LoRA on the language model, bag of words, 256-d idea, mean pooling, MLP of 2 layers",
@@ -40,6 +41,7 @@ def points(difference: dict, digits: str = "+.4f") -> str:
 
 def verdicts() -> str:
     settings = load("latent_settings.json")["settings"]
+    many = load(f"{IDEAS[64]}/summary.json")
     nats = {name: number(run["val_loss_difference"]["mean"]) for name, run in settings.items()}
     rows = [
         [
@@ -53,9 +55,14 @@ def verdicts() -> str:
             f"another text's vector {number(get(QUICK, 'shuffled.recall_names.mean'), '.1%')}",
         ],
         [
-            "Are these usable summaries?",
-            f"**no**: ROUGE-L {number(get(QUICK, 'own.rougeL.mean'))}",
-            f"the first three lines, no model: {number(get(QUICK, 'lead3.rougeL.mean'))}",
+            "Do 64 ideas hold a text of 64 tokens?",
+            f"**yes**: {with_ci(SAYBACK, 'own.exact', '.1%')} are said back exactly",
+            f"another text's ideas {with_ci(SAYBACK, 'shuffled.exact', '.1%')}",
+        ],
+        [
+            "Summaries from them?",
+            f"**better than the beginning**: ROUGE-L {interval(many['rougeL'], many['rougeL_ci95'])}",
+            f"the first three lines, no model: {with_ci(QUICK, 'lead3.rougeL')}",
         ],
         [
             "Does a middle model help?",

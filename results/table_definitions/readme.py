@@ -24,10 +24,10 @@ def percent(value: float) -> str:
 
 def verdicts() -> str:
     """What was asked, the answer, the control."""
-    leak = load("leak.json")["runs"]
     quick, numbers = (load(f"{run}/seeds.json") for run in ("quick", "quick-numbers"))
     gsm8k, words = "gsm8k-small/accuracy.json", "quick-numbers/accuracy.json"
-    no_mask, collapsed = leak["words, none"], load("collapse.json")["runs"]["neither, no decoding"]
+    leak, collapsed = load("leak.json")["runs"], load("collapse.json")["runs"]["neither, no decoding"]
+    one, many = load("latent-quick/summaries.json"), get("latent-ideas/summary.json", "rougeL")
     nl_rx = {
         model: get("llm-jepa.json", "runs")[f"synth, 2000, {model}"]["exact_match_decoded"]
         for model in ("language model", "lambda 1")
@@ -56,8 +56,8 @@ def verdicts() -> str:
         ],
         [
             "Does a high cosine mean a correct answer?",
-            f"**No**: without the mask {no_mask['forward_cos_own']['mean']:.3f}, and "
-            f"{percent(no_mask['exact_match_decoded']['mean'])} of the answers correct",
+            f"**No**: without the mask {leak['words, none']['forward_cos_own']['mean']:.3f}, and "
+            f"{percent(leak['words, none']['exact_match_decoded']['mean'])} of the answers correct",
             f"with it {leak['words, jepa']['forward_cos_own']['mean']:.3f}, and "
             f"{percent(leak['words, jepa']['exact_match_decoded']['mean'])}",
         ],
@@ -80,8 +80,8 @@ def verdicts() -> str:
         ],
         [
             "[Latent stack](latent_stack/README.md): does one vector hold a dialogue?",
-            f"**Its topic**, not its names: ROUGE-L {get('latent-quick/summaries.json', 'own.rougeL.mean'):.3f}",
-            f"another text's vector {get('latent-quick/summaries.json', 'shuffled.rougeL.mean'):.3f}",
+            f"**Its topic**: ROUGE-L {one['own']['rougeL']['mean']:.3f}; 64 hold its beginning: {many:.3f}",
+            f"the first three lines {one['lead3']['rougeL']['mean']:.3f}",
         ],
         [
             "Is the code fast?",
