@@ -110,3 +110,32 @@ def trained_run() -> SimpleNamespace:
     """One complete run, trained once for all tests that only look at it -> `run`, and what it printed."""
     run = Path(_temporary("latent")) / "whole"
     return SimpleNamespace(run=run, stdout=call(train, *options(run)).stdout)
+
+
+# ------------------------------------------------------------------------------------ saying back
+
+SEVERAL = dict(pooling="queries", ideas=4, prefix_len=8)
+
+
+def texts_folder(folder: Path) -> Path:
+    """Texts of two kinds, and a test file that repeats one of their sentences."""
+    (folder / "more").mkdir(parents=True)
+    (folder / "a.txt").write_text("\n".join(p.input for p in PAIRS), encoding="utf-8")
+    (folder / "more" / "b.jsonl").write_text('{"question": "Is it late? It is."}\n{"none": 1}\n', encoding="utf-8")
+    tested = [TEXTS[0], *(p.target for p in PAIRS[:20])]
+    (folder / "more" / "test.txt").write_text("\n".join(tested), encoding="utf-8")
+    return folder
+
+
+def words_for(run: Path, folder: Path) -> list:
+    small = "--pooling queries --ideas 4 --prefix-len 8 --dropout 0.1 --save-every 2"
+    stages = "--pretrain-words 2 --pretrain-steps 4 --pretrain-tokens 12"
+    return [*options(run), *small.split(), *stages.split(), "--pretrain", folder]
+
+
+@cache
+def said_back() -> Path:
+    """A run with both stages before the task."""
+    folder = Path(_temporary("said-back"))
+    call(train, *words_for(folder / "run", texts_folder(folder / "texts")))
+    return folder / "run"

@@ -1,32 +1,36 @@
 """Several ideas of a text, and saying texts back before the task: the set, the stages, resume, what is measured."""
 
-import re
 import shutil
 from collections import Counter
 from dataclasses import replace
-from functools import cache
-from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
 import torch
 from helpers import call, same, weights
-from latent_tiny import PAIRS, TEXTS, _temporary, options, tiny_stack, tokenized, trained_run
+from latent_tiny import (
+    PAIRS,
+    SEVERAL,
+    TEXTS,
+    options,
+    said_back,
+    texts_folder,
+    tiny_stack,
+    tokenized,
+    trained_run,
+    words_for,
+)
 
 from common.checkpoint import read_json
-from common.options import UserError, parse
+from common.options import UserError
 from latent_stack import evaluate, pretrain, train
-from latent_stack.config import PRESETS, StackConfig
-from latent_stack.experiments import sayback, thinking
+from latent_stack.experiments import sayback
 from latent_stack.experiments.neighbours import vectors_of
 from latent_stack.losses import WordsInOrder
 from latent_stack.model import load_run
 from latent_stack.pairs import SPEAKER, Pair, paraphrases, renamed, sentences, texts_from
 from latent_stack.pretrain import random_words
 from latent_stack.refine import distances, refined
-from results import latent_ideas
-
-SEVERAL = dict(pooling="queries", ideas=4, prefix_len=8)
 
 # ------------------------------------------------------------------------------------ the set of ideas
 
@@ -146,16 +150,6 @@ def test_several_ideas_say_back_held_out_sentences_better_than_one_of_as_many_nu
 # ----------------------------------------------------------------------------------------- plain texts
 
 
-def texts_folder(folder: Path) -> Path:
-    """Texts of two kinds, and a test file that repeats one of their sentences."""
-    (folder / "more").mkdir(parents=True)
-    (folder / "a.txt").write_text("\n".join(p.input for p in PAIRS), encoding="utf-8")
-    (folder / "more" / "b.jsonl").write_text('{"question": "Is it late? It is."}\n{"none": 1}\n', encoding="utf-8")
-    tested = [TEXTS[0], *(p.target for p in PAIRS[:20])]
-    (folder / "more" / "test.txt").write_text("\n".join(tested), encoding="utf-8")
-    return folder
-
-
 def test_plain_texts_are_read_as_sentences_and_a_test_file_stays_apart(tmp_path):
     assert sentences("Hi there! It is 3.5 m.\nBye") == ["Hi there!", "It is 3.5 m.", "Bye"]
     splits = texts_from(texts_folder(tmp_path / "x"))
@@ -208,20 +202,6 @@ def test_speakers_are_renamed_in_the_dialogue_and_its_summary_alike():
 
 
 # ---------------------------------------------------------------------------------------- the stages
-
-
-def words_for(run: Path, folder: Path) -> list:
-    small = "--pooling queries --ideas 4 --prefix-len 8 --dropout 0.1 --save-every 2"
-    stages = "--pretrain-words 2 --pretrain-steps 4 --pretrain-tokens 12"
-    return [*options(run), *small.split(), *stages.split(), "--pretrain", folder]
-
-
-@cache
-def said_back() -> Path:
-    """A run with both stages before the task."""
-    folder = Path(_temporary("said-back"))
-    call(train, *words_for(folder / "run", texts_folder(folder / "texts")))
-    return folder / "run"
 
 
 def test_one_command_says_texts_back_and_then_learns_the_task():
@@ -328,33 +308,6 @@ def test_rounds_of_refining_never_take_what_is_said_farther_from_the_text():
     assert distances(model, ["", *TEXTS[1:6]], z)[1].tolist() == pytest.approx([1, 0, 0, 0, 0, 0], abs=1e-5)
 
 
-def test_variants_of_the_first_stage_stand_beside_the_first_and_are_not_trained_twice(tmp_path, monkeypatch, capsys):
-    for words in latent_ideas.VARIANTS.values():
-        parse(StackConfig, PRESETS, "", f"{latent_ideas.BASE} {words}".split())
-    trainings = []
-
-    def train_here(summary, module, words):
-        if not summary.is_file():
-            trainings.append(module)
-            call(train, *words)
-
-    monkeypatch.setattr(latent_ideas, "train_once", train_here)
-    small = (
-        " ".join(map(str, options("")[:-2]))
-        + " --pooling queries --ideas 4 --prefix-len 8 --pretrain-random 0 --pretrain-tokens 12"
-    )
-    words = ["--options", small, "--pretrain", str(texts_folder(tmp_path / "texts")), "--seeds", "0", "1"]
-    words += ["--out", str(tmp_path / "runs"), "--json", str(tmp_path / "ideas.json"), "--only"]
-    for _ in range(2):
-        latent_ideas.main([*words, "16 ideas", "no lists of random words"])
-    assert trainings == ["latent_stack.train"] * 4
-    rows = read_json(tmp_path / "ideas.json")["variants"]
-    first, second = rows.values()
-    assert first["exact_less_the_first"] == {"mean": 0.0, "ci95": [0.0, 0.0]} and len(first["by_seed"]) == 2
-    assert first["exact"]["mean"] == pytest.approx(sum(first["by_seed"]) / 2) == second["exact"]["mean"]  # same options
-    assert "| no lists of random words |" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize("reads", ["both", "encoder", "words"])
 def test_queries_read_what_they_are_to_read(reads):
     """Words in another order for the encoder, for the language model: what changes the ideas was read."""
@@ -383,43 +336,6 @@ def test_one_idea_of_queries_is_another_idea_than_the_mean_of_the_states():
     model = tiny_stack(pooling="queries", ideas=1, prefix_len=8)
     z = model.think(model.encode(TEXTS[:2]))
     assert z.shape == (2, 16) and model.prefix(z).shape == (2, 8, 24) and len(model.generate(z, 4)) == 2
-
-
-# ------------------------------------------------------------------------------------ thinking in ideas
-
-
-def test_a_middle_model_learns_a_map_of_ideas_that_an_untrained_one_does_not_know(monkeypatch):
-    monkeypatch.setattr(thinking, "STEPS", 150)
-    model = tiny_stack(**SEVERAL)
-    torch.manual_seed(0)
-    turn = torch.linalg.qr(torch.randn(64, 64))[0]
-    z = {name: torch.randn(n, 64) for name, n in (("train", 400), ("test", 50))}
-    z |= {f"{name}_target": z[name] @ turn for name in z}
-    found = thinking.thought(model, z, 0)
-    error = {name: (x - z["test_target"]).square().mean().item() for name, (x, _) in found.items()}
-    assert error["target"] == 0 and error["linear"] < 0.1
-    assert error["transformer"] < error["untrained"] and error["transformer"] < error["shuffled"]
-    assert torch.equal(found["identity"][0], z["test"])
-    assert all(about["n_params"] > 0 for _, about in (found[name] for name in thinking.LAYERS))
-
-
-@pytest.mark.parametrize("task", thinking.TASKS)
-def test_tasks_for_thinking_keep_their_numbers_apart(task):
-    train, test = ({p.input for p in thinking.generated(task, split, 300)} for split in ("train", "test"))
-    assert not train & test
-    for pair in thinking.generated("answer", "test", 50):
-        a, b, c = (int(n) for n in re.findall(r"\d+", pair.input + pair.target))
-        assert c == (a + b if "finds" in pair.input else a - b)
-
-
-def test_thinking_is_measured_on_every_task_beside_its_controls(monkeypatch, capsys):
-    for name, value in dict(STEPS=2, N_TRAIN=12, N_TEST=6).items():
-        monkeypatch.setattr(thinking, name, value)
-    evaluate.main(["--run", str(said_back() / "pretrain"), "--what", "thinking", "--device", "cpu"])
-    result = read_json(said_back() / "pretrain" / "thinking.json")
-    for task in thinking.TASKS:
-        assert result[task]["n"] == 6 and {*thinking.LAYERS, *thinking.CONTROLS, "linear"} <= result[task].keys()
-    assert "identity (control)" in capsys.readouterr().out
 
 
 def test_one_idea_is_what_it_was():
