@@ -16,6 +16,9 @@ language model only writes down what came out. On the pairs of the run's own dat
     shuffled     what the transformer made of another text (control)
     target       the target's own ideas: what could be said at best
 
+What came out is read twice: what the soft tokens spell, each as the word nearest to it, and what the language model
+says.
+
 Shapes: N pairs, K ideas of D numbers.
 """
 
@@ -34,6 +37,7 @@ from common.stats import bootstrap_mean, wilson
 from common.word_problems import NARROW, split_of_pair
 from latent_stack.config import EvalConfig, dataset_of
 from latent_stack.experiments.measures import derangement, lower_case_words, recall_of, rouge_of
+from latent_stack.experiments.sayback import spelled
 from latent_stack.layers import Middle
 from latent_stack.model import LatentStack
 from latent_stack.pairs import SAME_EVENT, Pair, load_pairs
@@ -164,7 +168,9 @@ def run_task(model: LatentStack, train: list[Pair], test: list[Pair], seed: int)
     for name, (z_out, about) in thought(model, z, seed).items():
         said[name] = model.generate(z_out)
         result[name] = about | measure(said[name], targets, lower_case, seed)
-        measures = {label: row for label, row in result[name].items() if isinstance(row, dict)}
+        alone = measure(spelled(model, model.prefix(z_out)), targets, lower_case, seed)
+        result[name]["soft_tokens"] = alone
+        measures = {"exact": alone["exact"], "rougeL": alone["rougeL"], "said: rougeL": result[name]["rougeL"]}
         cells = [f"{x} {row['mean']:.3f} ({row['ci95'][0]:.3f} to {row['ci95'][1]:.3f})" for x, row in measures.items()]
         control = " (control)" if name in CONTROLS else ""
         print(f"  {name + control:<22}{'   '.join(cells)}", flush=True)

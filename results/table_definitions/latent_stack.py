@@ -203,15 +203,11 @@ def sayback() -> str:
 def ideas_summaries() -> str:
     """The dialogues of `latent-summaries`, from many ideas and from one."""
     measures, rows = {"rougeL": ".3f", "recall_names": ".1%", "recall_words": ".1%"}, []
-    for K, folder in IDEAS.items():
-        for suffix, label in (
-            ("", f"{K} ideas, after saying back"),
-            ("_shuffled", "the same, another text's (control)"),
-        ):
-            found = load(f"{folder}/summary.json")
-            pairs = [(found[f"{name}{suffix}"], found[f"{name}{suffix}_ci95"]) for name in measures]
-            cells = [interval(*x, digits) for x, digits in zip(pairs, measures.values(), strict=True)]
-            rows.append([label, f"{found['n_params'] / 1e6:.1f}M", *cells])
+    many = load(f"{IDEAS[64]}/summary.json")
+    for suffix, label in (("", "64 ideas, after saying back"), ("_shuffled", "the same, another text's (control)")):
+        pairs = [(many[f"{name}{suffix}"], many[f"{name}{suffix}_ci95"]) for name in measures]
+        cells = [interval(*x, digits) for x, digits in zip(pairs, measures.values(), strict=True)]
+        rows.append([label, f"{many['n_params'] / 1e6:.1f}M", *cells])
     for kind, label in kinds("the first three lines").items():
         size = f"{get('latent-quick/summary.json', 'n_params') / 1e6:.1f}M" if kind in ("own", "shuffled") else ""
         label = {"own": "one idea (`quick`)", "shuffled": "the same, another text's (control)"}.get(kind, label)
