@@ -209,6 +209,8 @@ def ideas_summaries() -> str:
         cells = [interval(*x, digits) for x, digits in zip(pairs, measures.values(), strict=True)]
         rows.append([label, f"{many['n_params'] / 1e6:.1f}M", *cells])
     for kind, label in kinds("the first three lines").items():
+        if kind == "zero":
+            continue
         size = f"{get('latent-quick/summary.json', 'n_params') / 1e6:.1f}M" if kind in ("own", "shuffled") else ""
         label = {"own": "one idea (`quick`)", "shuffled": "the same, another text's (control)"}.get(kind, label)
         rows.append([label, size, *(with_ci(QUICK, f"{kind}.{name}", digits) for name, digits in measures.items())])
