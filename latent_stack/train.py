@@ -201,6 +201,11 @@ def checked(config: StackConfig) -> StackConfig:
         raise UserError("--shard is for what is trained whole; here most weights are frozen, and each process has them")
     if config.ideas > 1 and config.pooling != "queries":
         raise UserError(f"--ideas {config.ideas} are read off by --pooling queries, not by {config.pooling}")
+    words_stage = config.pretrain_words if config.pretrain else 0
+    if config.pooling == "words" and (config.trains != "decoder" or config.words_epochs or words_stage):
+        raise UserError(
+            "--pooling words trains nothing but the decoder: --trains decoder --words-epochs 0 --pretrain-words 0"
+        )
     if config.trains == "decoder" and not config.lora_decoder:
         raise UserError("--trains decoder needs --lora-decoder: nothing else of the language model is trained")
     if config.dataset == "auto":

@@ -332,6 +332,16 @@ def test_the_control_of_ideas_reads_the_first_words_themselves():
     assert {name.split(".")[0] for name, _ in model.named_parameters()} == {"lora"}
 
 
+def test_the_control_of_ideas_is_trained_where_the_decoder_alone_learns(tmp_path):
+    words = [*options(tmp_path / "run"), "--pooling", "words", "--middle", "identity", "--lora-decoder", 2]
+    words += ["--prefix-len", 6, "--trains", "decoder", "--words-epochs", 0]
+    done = call(train, *words, check=False)
+    assert done.returncode and "trains nothing but the decoder" in done.stderr and len(done.stderr.splitlines()) == 1
+    said = ["--pretrain", texts_folder(tmp_path / "texts"), "--pretrain-tokens", 12, "--pretrain-steps", 2]
+    call(train, *words, "--pretrain-words", 0, *said, "--max-steps", 2)
+    assert all(name.startswith("lora.lm") for name in weights(tmp_path / "run") if name not in ("origin", "unit"))
+
+
 def test_one_idea_of_queries_is_another_idea_than_the_mean_of_the_states():
     model = tiny_stack(pooling="queries", ideas=1, prefix_len=8)
     z = model.think(model.encode(TEXTS[:2]))
