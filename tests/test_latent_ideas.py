@@ -335,7 +335,7 @@ def test_the_control_of_ideas_reads_the_first_words_themselves():
 def test_the_control_of_ideas_is_trained_where_the_decoder_alone_learns(tmp_path):
     words = [*options(tmp_path / "run"), "--pooling", "words", "--middle", "identity", "--lora-decoder", 2]
     words += ["--prefix-len", 6, "--trains", "decoder", "--words-epochs", 0]
-    done = call(train, *words, check=False)
+    done = call(train, *words, "--trains", "all", check=False)
     assert done.returncode and "trains nothing but the decoder" in done.stderr and len(done.stderr.splitlines()) == 1
     said = ["--pretrain", texts_folder(tmp_path / "texts"), "--pretrain-tokens", 12, "--pretrain-steps", 2]
     call(train, *words, "--pretrain-words", 0, *said, "--max-steps", 2)
