@@ -241,13 +241,13 @@ class Backbones:
         ]
         return rows, sum(bool(e.overflowing) for e in found.encodings)
 
-    def pad(self, rows: list[Row]) -> "Inputs":
+    def pad(self, rows: list[Row]) -> Inputs:
         """B rows -> Inputs, on the CPU."""
         input_ids = pad([row.encoder for row in rows], self.encoder_tokenizer.pad_token_id)
         length = torch.tensor([len(row.encoder) for row in rows])
         return Inputs(input_ids, torch.arange(input_ids.size(1)) < length[:, None], pad([row.lm for row in rows], -1))
 
-    def hidden_states(self, inputs: "Inputs") -> Tensor:
+    def hidden_states(self, inputs: Inputs) -> Tensor:
         """Inputs -> (B, L, H), from the cache if it has them; without gradient unless the encoder has LoRA."""
         if inputs.hidden_states is not None:
             return inputs.hidden_states

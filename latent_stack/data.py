@@ -40,7 +40,7 @@ class Batch(BatchMixin):
     inputs             Inputs of B texts
     tokens             (B, T) int64: BOS y1 … EOS, -1 behind it
     loss_denominators  {"targets": predicted tokens of the whole optimiser step}, what summed losses are divided by
-    trains             "soft tokens" without the language model, "language model" given fixed soft tokens, or "all"
+    trains             "soft tokens" without the language model, "decoder": its LoRA given fixed soft tokens, or "all"
     """
 
     inputs: Inputs

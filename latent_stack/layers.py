@@ -44,10 +44,10 @@ class Pooling(nn.Module):
 class Queries(nn.Module):
     """Hidden states of the encoder and words of the language model -> ideas (B, K, D), read off by K learned queries.
 
-    Queries, projected hidden states and projected words are one sequence of a small Transformer in which all see all.
-    The words are what the language model itself reads: an uncased encoder has no case, and its last layer hardly says
-    which of two names it was. Query k stands at the number of the first word that its soft tokens are to say, should
-    the text be said back.
+    Queries, projected hidden states and projected words are one sequence of a small Transformer in which all see all;
+    states and words are numbered from 0 each. The words are what the language model itself reads: an uncased encoder
+    has no case, and its last layer hardly says which of two names it was. Query k stands at the number of the first
+    word that its soft tokens are to say, should the text be said back.
     """
 
     def __init__(self, config: StackConfig, H: int, E: int):

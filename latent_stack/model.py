@@ -195,7 +195,7 @@ class LatentStack(
         In training the bag-of-words loss, per token, is added with its weight; metrics have the two separately.
         """
         n = batch.loss_denominators["targets"]
-        with torch.set_grad_enabled(torch.is_grad_enabled() and batch.trains != "language model"):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and batch.trains != "decoder"):
             prefix = self.prefix_of(batch)
         if batch.trains == "soft tokens":
             words = self.bag_of_words(prefix, batch.tokens) / n

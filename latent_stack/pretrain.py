@@ -106,14 +106,14 @@ def say_back(
         train.cache()
         val.cache()
     model.bag_of_words = WordsInOrder(train.targets, model.backbones.lm)
-    distributed.print(f"saying back {len(train):,} texts of 3 to {config.pretrain_tokens} tokens")
+    distributed.print(f"saying back {len(train):,} texts, to {config.pretrain_tokens} tokens of each")
 
     if not any(is_started(stage.run) for stage in (words, said)):
         if distributed.main:  # so that --resume knows what it resumes
             write_json(Path(config.run) / "config.json", asdict(config))
         if not config.init:
             model.standardise(train)
-    read = "language model" if config.lora_decoder else "all"
+    read = "decoder" if config.lora_decoder else "all"
     for stage, n_steps, what in ((words, 0, "soft tokens"), (said, config.pretrain_steps, read)):
         if stage is words and (is_started(said.run) or not (config.pretrain_words and config.words_weight)):
             continue

@@ -201,6 +201,8 @@ def checked(config: StackConfig) -> StackConfig:
         raise UserError("--shard is for what is trained whole; here most weights are frozen, and each process has them")
     if config.ideas > 1 and config.pooling != "queries":
         raise UserError(f"--ideas {config.ideas} are read off by --pooling queries, not by {config.pooling}")
+    if config.queries_read != "both" and config.pooling != "queries":
+        raise UserError(f"--queries-read {config.queries_read} needs --pooling queries, not {config.pooling}")
     words_stage = config.pretrain_words if config.pretrain else 0
     if config.pooling == "words" and (config.trains != "decoder" or config.words_epochs or words_stage):
         raise UserError(
@@ -274,7 +276,7 @@ def main(argv: list[str] | None = None) -> None:
     summary = fit(
         model,
         steps_per_epoch,
-        training(batches, "all" if config.trains == "all" else "language model"),
+        training(batches, config.trains),
         replace(config, resume=resume),
         validate=lambda model: validation_loss(model, val, device),
         distributed=distributed,

@@ -129,6 +129,8 @@ class ReasonerConfig(LoopConfig):
             raise UserError("--sst-sampling: own latents are inputs in further passes only; give --rollout, too")
         if self.contrast and self.sst_loss == "hard":
             raise UserError("--contrast is added to the cosine loss; --sst-loss hard has none")
+        if self.of_steps and self.sharpen:
+            raise UserError("--reasoning steps: a latent is a whole step, near no token's embedding; give --sharpen 0")
         if self.of_steps and (self.model != "decoupled" or self.talker == "dual" or self.rollout or self.sst_noise):
             raise UserError(
                 "--reasoning steps: its chain is its own; leave out --model, --talker, --rollout, --sst-noise"

@@ -46,12 +46,9 @@ MODULES = {
     "dial": dial,
     "posterior": posterior,
 }
-DATASET = {
-    "tree": ("tree",),
-    "cfg": ("cfg",),
-    "trajectory": QUESTIONS,
-    "posterior": ("routes",),
-}  # experiments that need one of these
+# experiments that need one of these
+DATASET = {"tree": ("tree",), "cfg": ("cfg",), "trajectory": QUESTIONS, "posterior": ("routes",)}
+WITH_CONTROLS = ("tree", "cfg", "trajectory")  # measured with the nearest embedding and tokens fed back beside each run
 
 
 def check_run(run: str, model, what: str) -> None:
@@ -133,7 +130,7 @@ def main(argv: list[str] | None = None) -> None:
         return ask_run(config, given)
     models = load_models(config)
     examples = test_examples(config, models[config.run].config)
-    if config.what in DATASET and config.what != "posterior":
+    if config.what in WITH_CONTROLS:
         models = with_controls(models)
     with torch.no_grad():
         result = MODULES[config.what].measure(models, examples, config)

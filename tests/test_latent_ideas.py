@@ -113,7 +113,7 @@ def test_the_words_most_like_a_word_are_among_those_it_is_told_from():
 def test_soft_tokens_stay_where_the_language_model_alone_learns_to_read_them():
     model = tiny_stack(lora_decoder=2, **SEVERAL)
     batch = tokenized(PAIRS[:4], model).batch([0, 1])
-    model(replace(batch, trains="language model"))[0].backward()
+    model(replace(batch, trains="decoder"))[0].backward()
     trained = {name for name, p in model.named_parameters() if p.grad is not None}
     assert trained and all(name.startswith("lora.lm") for name in trained)
 
@@ -340,6 +340,11 @@ def test_the_control_of_ideas_is_trained_where_the_decoder_alone_learns(tmp_path
     said = ["--pretrain", texts_folder(tmp_path / "texts"), "--pretrain-tokens", 12, "--pretrain-steps", 2]
     call(train, *words, "--pretrain-words", 0, *said, "--max-steps", 2)
     assert all(name.startswith("lora.lm") for name in weights(tmp_path / "run") if name not in ("origin", "unit"))
+
+
+def test_what_queries_read_needs_queries(tmp_path):
+    done = call(train, *options(tmp_path / "run"), "--queries-read", "words", check=False)
+    assert done.returncode and "--queries-read words needs --pooling queries, not mean" in done.stderr
 
 
 def test_one_idea_of_queries_is_another_idea_than_the_mean_of_the_states():
