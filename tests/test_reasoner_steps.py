@@ -113,7 +113,9 @@ def test_a_run_of_steps_goes_through_all_phases_and_is_measured(tmp_path):
         demo.chain.load(str(tmp_path / "run"), "", "cpu")
 
 
-@pytest.mark.parametrize("words", ["--model coupled", "--talker dual", "--rollout 1", "--sst-noise 0.8", "--sharpen 0.1"])
+@pytest.mark.parametrize(
+    "words", ["--model coupled", "--talker dual", "--rollout 1", "--sst-noise 0.8", "--sharpen 0.1"]
+)
 def test_options_of_chains_of_tokens_are_refused(words, tmp_path):
     with pytest.raises(UserError, match="--reasoning steps"):
         train.main([*TINY, *PROBLEMS, *words.split(), "--run", str(tmp_path)])
