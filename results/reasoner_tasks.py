@@ -43,6 +43,7 @@ TASKS = {
     "problems": f"--preset problems {COSINE} 1",
 }
 TASKS["three steps"] = f"{TASKS['problems']} --difficulty 6"
+HARD = "JEPA-Reasoner, trunk as many steps, hard targets"
 MODELS = {
     "coupled": "--model coupled",
     "coupled-talker": "--model coupled-talker",
@@ -51,8 +52,12 @@ MODELS = {
     "JEPA-Reasoner, trunk as many steps": "--sst-epochs {as_many}",
     "JEPA-Reasoner, noise": "--sst-noise 0.8",
     "JEPA-Reasoner, contrast": "--contrast 1",
+    "JEPA-Reasoner, contrast of 0.3": "--contrast 0.3",
+    "JEPA-Reasoner, contrast of 0.1": "--contrast 0.1",
     "JEPA-Reasoner, trunk as many steps, contrast": "--sst-epochs {as_many} --contrast 1",
-    "JEPA-Reasoner, trunk as many steps, hard targets": "--sst-epochs {as_many} --sst-loss hard",
+    HARD: "--sst-epochs {as_many} --sst-loss hard",
+    f"{HARD}, noise": "--sst-epochs {as_many} --sst-loss hard --sst-noise 0.8",
+    f"{HARD}, own latents": "--sst-epochs {as_many} --sst-loss hard --rollout 1 --sst-sampling",
     "JEPA-Reasoner, a latent a step": "--reasoning steps",
     "JEPA-Reasoner, a latent a step, 8 passes": "--reasoning steps --sst-epochs 8",
 }

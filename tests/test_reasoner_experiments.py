@@ -18,7 +18,7 @@ from reasoner.baselines import Coupled
 from reasoner.config import PRESETS, EvalConfig, ReasonerConfig
 from reasoner.data import make_tokenizer
 from reasoner.experiments import cfg, containment, dial, fewshot, talker, trajectory, tree
-from reasoner.experiments.measures import chain_accuracy, exposure_gap
+from reasoner.experiments.measures import chain_accuracy, exposure_gap, in_order
 from reasoner.model import Reasoner, ReasonerTalker, Talker
 from reasoner.tasks import Example, derivations, trees
 from results import reasoner_ablations as ablations
@@ -44,16 +44,23 @@ def test_the_exposure_gap_of_a_perfect_chain_is_what_the_true_inputs_lose_and_an
     at = {x.prompt: i for i, x in enumerate(examples)}
     t = reasoner.tokenizer
 
-    def chain(x, length, R):
+    def chain(x, length, R, *how):
         """The perfect chain of the prompt that these embeddings spell."""
         ids = [reasoner.nearest(row[:n]).tolist() for row, n in zip(x, length.tolist(), strict=True)]
         rows = [latents[at[t.decode(row)]] for row in ids]
         return torch.stack([F.pad(row, (0, 0, 0, R - len(row))) for row in rows])
 
     reasoner.chain = chain
-    assert exposure_gap(reasoner, examples, 5)["free_running"] == 1.0
-    reasoner.chain = lambda x, length, R: torch.zeros(len(x), R, 32)
-    assert exposure_gap(reasoner, examples, 5)["free_running"] == 0.0
+    found = exposure_gap(reasoner, examples, 5)
+    assert found["free_running"] == found["free_running_in_order"] == 1.0 > found["another_in_order"]
+    reasoner.chain = lambda x, length, R, *how: torch.zeros(len(x), R, 32)
+    found = exposure_gap(reasoner, examples, 5)
+    assert found["free_running"] == found["free_running_in_order"] == 0.0
+
+
+def test_a_token_too_many_moves_all_places_behind_it_but_not_their_order():
+    assert in_order([9, 1, 2, 3], [1, 2, 3]) == 3 and in_order([3, 2, 1], [1, 2, 3]) == 1
+    assert in_order([1, 9, 3], [1, 2, 3]) == 2 and in_order([], [1]) == in_order([1], []) == 0
 
 
 # ------------------------------------------------------------------------------------------------- tree

@@ -3,6 +3,8 @@
 Shapes: B prompts, R latents a chain, C width.
 """
 
+from collections import Counter
+
 import torch
 import torch.nn.functional as F
 
@@ -56,20 +58,41 @@ def rollouts(reasoner: Reasoner, examples: list[Example], batch_size: int = 256,
     return found
 
 
+def in_order(generated: list[int], reference: list[int]) -> int:
+    """How many of the reference's tokens are generated in its order, wherever they stand: the longest common
+    subsequence."""
+    row = [0] * (len(reference) + 1)
+    for token in generated:
+        above, row = row, [0]
+        for j, other in enumerate(reference):
+            row.append(above[j] + 1 if token == other else max(above[j + 1], row[j]))
+    return row[-1]
+
+
 @torch.no_grad()
 def exposure_gap(reasoner: Reasoner, examples: list[Example], batch_size: int = 256) -> dict[str, float]:
-    """The gap between training and use: accuracy of chain tokens, with the true ones as inputs and free-running."""
+    """The gap between training and use: accuracy of chain tokens with the true ones as inputs, free-running, and
+    free-running with tokens fed back, which is the control of the latents.
+
+    Each in its place and, as `…_in_order`, wherever it stands: one token more early in a chain moves all behind it.
+    `another_in_order`, the control of that: the free-running chain beside another example's.
+    """
     data = TokenizedDataset(examples, reasoner.tokenizer, reasoner.config.block_size, "test")
-    hits = {"teacher_forced": 0, "free_running": 0}
+    hits = Counter()
     for batch in length_bucketed(data, batch_size):
-        batch = batch.to(reasoner.device)
-        R, real = batch.chain.size(1), batch.chain >= 0
-        latents = reasoner.chain(reasoner.inputs(batch.tokens), batch.start, R)
-        free = reasoner.nearest(latents).masked_fill(~is_real(latents), ENDED)
-        free = F.pad(free, (0, R - free.size(1)), value=ENDED)  # (B, R)
-        forced = reasoner.nearest(reasoner.teacher_forced(batch))  # (B, R)
-        for name, ids in (("teacher_forced", forced), ("free_running", free)):
-            hits[name] += ((ids == batch.chain) & real).sum().item()
+        (B, R), tokens, start = batch.chain.shape, batch.tokens.tolist(), batch.start.tolist()
+        prompts = [row[:n] for row, n in zip(tokens, start, strict=True)]
+        found = {"teacher_forced": reasoner.teacher_forced(batch.to(reasoner.device))}
+        for name in ("free_running", "tokens_fed_back"):
+            latents = reasoner.rollout(prompts, R, feed_tokens=name == "tokens_fed_back")
+            found[name] = F.pad(latents, (0, 0, 0, R - latents.size(1)))  # (B, R, C)
+        chains = [ids[: ids.index(-1)] if -1 in ids else ids for ids in batch.chain.tolist()]
+        for name, latents in found.items():
+            ids = reasoner.nearest(latents).masked_fill(~is_real(latents), ENDED).cpu()
+            hits[name] += int((ids == batch.chain).sum())
+            hits[f"{name}_in_order"] += sum(map(in_order, ids.tolist(), chains))
+            if name == "free_running":
+                hits["another_in_order"] += sum(map(in_order, ids.roll(B // 2, 0).tolist(), chains))
     return {name: n / int(data.chain_length.sum()) for name, n in hits.items()}
 
 

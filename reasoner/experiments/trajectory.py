@@ -10,7 +10,8 @@
     after_a_wrong_step     the same where it has not; hard problems alone make it lower. What an error does to the steps
                            after it is measured by an intervention: `containment`
     follows                rate of chains whose answer is the result of their last equation
-    exposure               of a Reasoner: accuracy of chain tokens, with the true ones as inputs and without
+    exposure               of a Reasoner: accuracy of chain tokens, with the true ones as inputs and without, each in
+                           its place and wherever it stands in order
 
 Intervals are over problems.
 """
@@ -106,7 +107,9 @@ def print_row(name: str, row: dict) -> None:
         print(f"  {key.replace('right', 'correct').replace('_', ' '):<24}{percent(row[key]['mean'], row[key]['ci95'])}")
     if "exposure" in row:
         gap = row["exposure"]
-        print(
-            f"  chain token accuracy    {gap['teacher_forced']:.2%} with the true tokens as inputs, "
-            f"{gap['free_running']:.2%} free-running"
-        )
+        for how, of in (("", "in place"), ("_in_order", "in order")):
+            print(
+                f"  chain tokens {of:<11}{gap[f'teacher_forced{how}']:.2%} with the true ones as inputs, free-running "
+                f"{gap[f'free_running{how}']:.2%}, with tokens fed back {gap[f'tokens_fed_back{how}']:.2%}"
+            )
+        print(f"  in another chain      {gap['another_in_order']:.2%} in order (control)")
