@@ -40,9 +40,13 @@ VARIANTS = {
     "rollout": "--rollout 1",
     "sampled rollout": "--rollout 1 --sst-sampling",
     "sharpened rollout": "--rollout 1 --sharpen 0.06",
+    "hard targets": "--sst-loss hard",
+    "hard targets, noise": "--sst-loss hard --sst-noise 0.8",
+    "hard targets, sampled rollout": "--sst-loss hard --rollout 1 --sst-sampling",
     "noise, contrast 1": "--sst-noise 0.8 --contrast 1",
     "noise, contrast 1, sampled and sharpened rollout": ALL,
 }
+SHARPENED = "sharpened, τ = 0.01"
 FED_BACK = (LATENT, "0.06", "0.01", TOKENS)  # of the dial's settings
 
 
@@ -62,7 +66,7 @@ def measure(folder: Path, fed_back: list[str], limit: int, noise: list[float], f
     reasoner, config = load_phase(folder, "sst"), EvalConfig()
     examples = load_examples("test", reasoner.config)[: limit or None]
     result = {"n": len(examples), "train_seconds": read_json(folder / "summary.json")["train_seconds"]}
-    result |= exposure_gap(reasoner, examples)
+    result |= exposure_gap(reasoner, examples) | {SHARPENED: exposure_gap(reasoner, examples, sharpen=0.01)}
     print(f"  true inputs {result['teacher_forced']:.1%}, free-running {result['free_running']:.1%}")
     for name in fed_back:
         result[name] = []

@@ -70,12 +70,13 @@ def in_order(generated: list[int], reference: list[int]) -> int:
 
 
 @torch.no_grad()
-def exposure_gap(reasoner: Reasoner, examples: list[Example], batch_size: int = 256) -> dict[str, float]:
+def exposure_gap(reasoner: Reasoner, examples: list[Example], batch_size: int = 256, **how) -> dict[str, float]:
     """The gap between training and use: accuracy of chain tokens with the true ones as inputs, free-running, and
     free-running with tokens fed back, which is the control of the latents.
 
     Each in its place and, as `…_in_order`, wherever it stands: one token more early in a chain moves all behind it.
-    `another_in_order`, the control of that: the free-running chain beside another example's.
+    `another_in_order`, the control of that: the free-running chain beside another example's. `how` as in
+    `Reasoner.rollout`.
     """
     data = TokenizedDataset(examples, reasoner.tokenizer, reasoner.config.block_size, "test")
     hits = Counter()
@@ -83,8 +84,8 @@ def exposure_gap(reasoner: Reasoner, examples: list[Example], batch_size: int = 
         (B, R), tokens, start = batch.chain.shape, batch.tokens.tolist(), batch.start.tolist()
         prompts = [row[:n] for row, n in zip(tokens, start, strict=True)]
         found = {"teacher_forced": reasoner.teacher_forced(batch.to(reasoner.device))}
-        for name in ("free_running", "tokens_fed_back"):
-            latents = reasoner.rollout(prompts, R, feed_tokens=name == "tokens_fed_back")
+        for name, fed_back in (("free_running", how), ("tokens_fed_back", {"feed_tokens": True})):
+            latents = reasoner.rollout(prompts, R, **fed_back)
             found[name] = F.pad(latents, (0, 0, 0, R - latents.size(1)))  # (B, R, C)
         chains = [ids[: ids.index(-1)] if -1 in ids else ids for ids in batch.chain.tolist()]
         for name, latents in found.items():
