@@ -40,9 +40,6 @@ VARIANTS = {
     "rollout": "--rollout 1",
     "sampled rollout": "--rollout 1 --sst-sampling",
     "sharpened rollout": "--rollout 1 --sharpen 0.06",
-    "hard targets": "--sst-loss hard",
-    "hard targets, noise": "--sst-loss hard --sst-noise 0.8",
-    "hard targets, sampled rollout": "--sst-loss hard --rollout 1 --sst-sampling",
     "noise, contrast 1": "--sst-noise 0.8 --contrast 1",
     "noise, contrast 1, sampled and sharpened rollout": ALL,
 }

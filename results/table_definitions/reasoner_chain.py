@@ -5,7 +5,8 @@ from collections.abc import Callable
 from results.table_definitions.reasoner import GSM8K, HARD, MORE, MWP, STEPS, TASKS, TRAINED_WITH_NOISE, points
 from results.tables import get, number, table, with_ci
 
-CHAIN = "reasoner_chain.json"
+CHAIN, OWN = "reasoner_chain.json", "reasoner_own_latents.json"
+FED_BACK = ("latent", "0.01", "tokens")
 
 
 def chain(preset: str) -> str:
@@ -37,17 +38,17 @@ def chain(preset: str) -> str:
     return table(header, rows)
 
 
-def word_problems(part: str) -> str:
+def word_problems(part: str, file: str = TASKS) -> str:
     """Answers to word problems, over all seeds. Of chains of equations what they hold and cost."""
-    models, rows = get(TASKS, f"{part}.models"), []
+    models, rows = get(file, f"{part}.models"), []
     calculates = "equations" in next(iter(models.values()))
     for name, row in models.items():
         if "blocks" in name:  # in a table of their own
             continue
         keys = f"{part}.models.`{name}`"
         exposure = row.get("exposure")
-        cells = [name, with_ci(TASKS, f"{keys}.accuracy", ".1p"), " / ".join(number(x, ".1p") for x in row["by_seed"])]
-        cells.append(points(TASKS, f"{keys}.less_the_coupled"))
+        cells = [name, with_ci(file, f"{keys}.accuracy", ".1p"), " / ".join(number(x, ".1p") for x in row["by_seed"])]
+        cells.append(points(file, f"{keys}.less_the_coupled"))
         if calculates:
             cells += [
                 number(row["equations"], ".1p"),
@@ -59,6 +60,18 @@ def word_problems(part: str) -> str:
     header = ["", "answers correct", "by seed", "minus coupled, paired"]
     header += ["equations that hold", "latents or tokens a chain", "ms an answer"] if calculates else []
     return table([*header, "tokens in place, true inputs / free"], rows)
+
+
+def own_latents() -> str:
+    """The smaller run on GSM8K with hard targets: chain tokens in their places and in order, equations that hold."""
+    rows, part = [], "gsm8k-small.variants"
+    for name, row in get(OWN, part).items():
+        gap, keys = row["sharpened, τ = 0.01"], ("teacher_forced", "free_running", "tokens_fed_back")
+        equations = (with_ci(OWN, f"{part}.`{name}`.`{how}`.0.equations_nearest", ".1p") for how in FED_BACK)
+        cells = (" / ".join(number(gap[f"{key}{how}"], ".1p") for key in keys) for how in ("", "_in_order"))
+        rows.append([name, *cells, number(gap["another_in_order"], ".1p"), *equations])
+    header = ["training", "tokens in place: true inputs / τ = 0.01 / tokens fed back", "in order", "another chain's"]
+    return table([*header, "equations that hold: latents", "τ = 0.01", "tokens (control)"], rows)
 
 
 def sizes() -> str:
@@ -164,4 +177,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "reasoner-mwp-one": lambda: word_problems("mwp 0"),
     "reasoner-sizes": sizes,
     "reasoner-problems": lambda: word_problems("problems 0"),
+    "reasoner-problems-seeds": lambda: word_problems("problems 0 1 2"),
+    "reasoner-three-steps": lambda: word_problems("three steps 0"),
+    "reasoner-own-mwp": lambda: word_problems("mwp 0", OWN),
+    "reasoner-own-gsm8k": own_latents,
 }
