@@ -15,7 +15,8 @@ HARD, RAW, SHARP = (f"reasoner-gsm8k-hard/trajectory{how}.json" for how in ("", 
 ROUTES = "reasoner-routes/posterior.json"
 CONSTANT = "gsm8k-small/accuracy.json"
 NEAREST = "reasoner-gsm8k-hard, by the nearest embedding"
-MWP, MORE, STEPS = "mwp 0 1 2", "JEPA-Reasoner, trunk as many steps", "JEPA-Reasoner, a latent a step"
+MWP, SEEDS = "mwp 0 1 2", "problems 0 1 2"
+MORE, STEPS = "JEPA-Reasoner, trunk as many steps", "JEPA-Reasoner, a latent a step"
 
 
 def points(file: str, keys: str, form: str = "+.1p") -> str:
@@ -38,18 +39,20 @@ def word_problem_verdicts() -> list[list[str]]:
 
     def best(part: str) -> str:
         return (
-            f"in as many steps less often: {answers(part, 'JEPA-Reasoner')}; the Reasoner alone in as many, hard "
-            f"targets, sharpened to nearly a token: {answers(part, f'{hard}, sharpened, τ = 0.01')}; latents as they "
-            f"are: {answers(part, hard)}"
+            f"the Reasoner alone in as many steps, hard targets, sharpened to nearly a token: "
+            f"{answers(part, f'{hard}, sharpened, τ = 0.01')}; latents as they are: {answers(part, hard)}"
         )
 
     def control(part: str) -> str:
         same = answers(part, f"{hard}, tokens fed back")
         return f"coupled Transformer {answers(part, 'coupled')}; a language model of the same phases {same}"
 
+    fewer, (one, of) = "in as many steps less often", (answers("problems 0", x) for x in ("JEPA-Reasoner", "coupled"))
+    programs = f"{fewer}: {answers(MWP, 'JEPA-Reasoner')}; {best(MWP)}"
+    steps = f"{fewer}, one seed: {one} beside the coupled Transformer's {of}; over three seeds {best(SEEDS)}"
     return [
-        ["Does it find programs of word problems, MAWPS and ASDiv-A?", best(MWP), control(MWP)],
-        ["Does it calculate two steps of a generated problem?", best("problems 0"), control("problems 0")],
+        ["Does it find programs of word problems, MAWPS and ASDiv-A?", programs, control(MWP)],
+        ["Does it calculate two steps of a generated problem?", steps, control(SEEDS)],
         [
             "Is one latent enough for a whole step?",
             f"not here: {answers('problems 0', STEPS)} of the same problems, in nearly three times the steps "

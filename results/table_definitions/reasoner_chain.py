@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from results.table_definitions.reasoner import GSM8K, HARD, MORE, MWP, STEPS, TASKS, TRAINED_WITH_NOISE, points
+from results.table_definitions.reasoner import GSM8K, HARD, MORE, MWP, SEEDS, STEPS, TASKS, TRAINED_WITH_NOISE, points
 from results.tables import get, number, table, with_ci
 
 CHAIN, OWN = "reasoner_chain.json", "reasoner_own_latents.json"
@@ -142,7 +142,7 @@ def brought() -> str:
         ["… with hard targets", answers, of_task(MWP, MORE), of_task(MWP, hard)],
         ["", "two steps: answers", of_task("problems 0", MORE), of_task("problems 0", hard)],
         ["… and sharpened, τ = 0.01", answers, of_task(MWP, hard), of_task(MWP, f"{hard}, sharpened, τ = 0.01")],
-        ["", "two steps: answers", *(of_task("problems 0", f"{hard}{x}") for x in ("", ", sharpened, τ = 0.01"))],
+        ["", "two steps: answers, three seeds", *(of_task(SEEDS, f"{hard}{x}") for x in ("", ", sharpened, τ = 0.01"))],
         [
             "both, Reasoner in as many steps",
             whole,
@@ -162,7 +162,7 @@ def brought() -> str:
         tokens(gsm8k, "sharpened rollout"),
         f"tokens fed back {of_task('mwp 0 1 2', f'{MORE}, tokens fed back')}",
         f"tokens fed back {of_task('problems 0', f'{MORE}, tokens fed back')}",
-        *2 * [f"tokens fed back {of_task(x, f'{hard}, tokens fed back')}" for x in (MWP, "problems 0")],
+        *(f"tokens fed back {of_task(x, f'{hard}, tokens fed back')}" for x in (MWP, "problems 0", MWP, SEEDS)),
         f"tokens fed back {of_gsm8k('tokens fed back', HARD)}",
         f"{coupled} {of_task('problems 0', 'coupled')}",
     ]
@@ -178,7 +178,4 @@ TABLES: dict[str, Callable[[], str]] = {
     "reasoner-sizes": sizes,
     "reasoner-problems": lambda: word_problems("problems 0"),
     "reasoner-problems-seeds": lambda: word_problems("problems 0 1 2"),
-    "reasoner-three-steps": lambda: word_problems("three steps 0"),
-    "reasoner-own-mwp": lambda: word_problems("mwp 0", OWN),
-    "reasoner-own-gsm8k": own_latents,
 }
