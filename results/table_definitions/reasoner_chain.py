@@ -65,13 +65,18 @@ def word_problems(part: str, file: str = TASKS) -> str:
 def own_latents() -> str:
     """The smaller run on GSM8K with hard targets: chain tokens in their places and in order, equations that hold."""
     rows, part = [], "gsm8k-small.variants"
-    for name, row in get(OWN, part).items():
-        gap, keys = row["sharpened, τ = 0.01"], ("teacher_forced", "free_running", "tokens_fed_back")
+    for name, latents in get(OWN, part).items():
+        label = "hard targets" if name == "as the preset" else f"… and {name}"
+        sharp = latents["sharpened, τ = 0.01"]
+        found = ((latents, "teacher_forced"), (latents, "free_running"), (sharp, "free_running"))
+        found = (*found, (latents, "tokens_fed_back"))
+        cells = [" / ".join(number(x[f"{key}{how}"], ".1p") for x, key in found) for how in ("", "_in_order")]
+        cells.append(" / ".join(number(x["another_in_order"], ".1p") for x in (latents, sharp)))
         equations = (with_ci(OWN, f"{part}.`{name}`.`{how}`.0.equations_nearest", ".1p") for how in FED_BACK)
-        cells = (" / ".join(number(gap[f"{key}{how}"], ".1p") for key in keys) for how in ("", "_in_order"))
-        rows.append([name, *cells, number(gap["another_in_order"], ".1p"), *equations])
-    header = ["training", "tokens in place: true inputs / τ = 0.01 / tokens fed back", "in order", "another chain's"]
-    return table([*header, "equations that hold: latents", "τ = 0.01", "tokens (control)"], rows)
+        rows.append([label, *cells, *equations])
+    header = ["training", "tokens in place: true inputs / latents / τ = 0.01 / tokens fed back", "tokens in order"]
+    header += ["another chain's, latents / τ = 0.01 (control)", "equations that hold: latents", "τ = 0.01"]
+    return table([*header, "tokens (control)"], rows)
 
 
 def sizes() -> str:
@@ -96,10 +101,10 @@ def sizes() -> str:
     return table([*header, "minus coupled, paired", "tokens in place, true inputs / free"], rows)
 
 
-def of_chain(preset: str, variant: str, fed_back: str = "latent") -> str:
+def of_chain(preset: str, variant: str, fed_back: str = "latent", file: str = CHAIN) -> str:
     """GSM8K: equations that hold; the grammar: chain tokens in their places at noise of 0.6."""
     measure = "0.equations_nearest" if preset == "gsm8k-small" else "1.token_accuracy"
-    return with_ci(CHAIN, f"{preset}.variants.`{variant}`.`{fed_back}`.{measure}", ".1p")
+    return with_ci(file, f"{preset}.variants.`{variant}`.`{fed_back}`.{measure}", ".1p")
 
 
 def of_task(part: str, model: str) -> str:
@@ -123,8 +128,11 @@ def brought() -> str:
     )
     coupled, hard = "coupled Transformer", f"{MORE}, hard targets"
 
-    def tokens(preset: str, variant: str) -> str:
-        return f"tokens fed back {of_chain(preset, variant, 'tokens')}"
+    def tokens(preset: str, variant: str, file: str = CHAIN) -> str:
+        return f"tokens fed back {of_chain(preset, variant, 'tokens', file)}"
+
+    def with_hard(variant: str, fed_back: str) -> list[str]:
+        return [of_chain(gsm8k, x, fed_back, OWN) for x in (first, variant)]
 
     noise_control = with_ci(TRAINED_WITH_NOISE, "runs.out/cfg-coupled.latent.4.token_accuracy", ".1p")
     whole = f"{equations}, all questions"
@@ -137,6 +145,8 @@ def brought() -> str:
         ["contrast of weight 1", equations, of_chain(gsm8k, first), of_chain(gsm8k, "contrast 1")],
         ["", f"{answers}, one fold", of_task("mwp 0", jepa), of_task("mwp 0", f"{jepa}, contrast")],
         ["second pass over own latents", equations, of_chain(gsm8k, first), of_chain(gsm8k, "sharpened rollout")],
+        ["… at random positions, hard targets", equations, *with_hard("sampled rollout", "latent")],
+        ["noise, hard targets, τ = 0.01", equations, *with_hard("noise", "0.01")],
         ["Reasoner trained in as many steps", answers, of_task(MWP, jepa), of_task(MWP, MORE)],
         ["", "two steps: answers", of_task("problems 0", jepa), of_task("problems 0", MORE)],
         ["… with hard targets", answers, of_task(MWP, MORE), of_task(MWP, hard)],
@@ -160,6 +170,8 @@ def brought() -> str:
         tokens(gsm8k, "contrast 1"),
         f"tokens fed back {of_task('mwp 0', f'{jepa}, contrast, tokens fed back')}",
         tokens(gsm8k, "sharpened rollout"),
+        tokens(gsm8k, "sampled rollout", OWN),
+        tokens(gsm8k, "noise", OWN),
         f"tokens fed back {of_task('mwp 0 1 2', f'{MORE}, tokens fed back')}",
         f"tokens fed back {of_task('problems 0', f'{MORE}, tokens fed back')}",
         *(f"tokens fed back {of_task(x, f'{hard}, tokens fed back')}" for x in (MWP, "problems 0", MWP, SEEDS)),
@@ -177,5 +189,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "reasoner-mwp-one": lambda: word_problems("mwp 0"),
     "reasoner-sizes": sizes,
     "reasoner-problems": lambda: word_problems("problems 0"),
+    "reasoner-own-gsm8k": own_latents,
     "reasoner-problems-seeds": lambda: word_problems("problems 0 1 2"),
 }
