@@ -107,9 +107,9 @@ def of_chain(preset: str, variant: str, fed_back: str = "latent", file: str = CH
     return with_ci(file, f"{preset}.variants.`{variant}`.`{fed_back}`.{measure}", ".1p")
 
 
-def of_task(part: str, model: str) -> str:
+def of_task(part: str, model: str, file: str = TASKS) -> str:
     """Answers that are correct."""
-    return with_ci(TASKS, f"{part}.models.`{model}`.accuracy", ".1p")
+    return with_ci(file, f"{part}.models.`{model}`.accuracy", ".1p")
 
 
 def of_gsm8k(how: str, file: str) -> str:
@@ -146,6 +146,7 @@ def brought() -> str:
         ["", f"{answers}, one fold", of_task("mwp 0", jepa), of_task("mwp 0", f"{jepa}, contrast")],
         ["second pass over own latents", equations, of_chain(gsm8k, first), of_chain(gsm8k, "sharpened rollout")],
         ["… at random positions, hard targets", equations, *with_hard("sampled rollout", "latent")],
+        ["", f"{answers}, one fold", *(of_task("mwp 0", f"{hard}{x}", OWN) for x in ("", ", own latents"))],
         ["noise, hard targets, τ = 0.01", equations, *with_hard("noise", "0.01")],
         ["Reasoner trained in as many steps", answers, of_task(MWP, jepa), of_task(MWP, MORE)],
         ["", "two steps: answers", of_task("problems 0", jepa), of_task("problems 0", MORE)],
@@ -171,6 +172,7 @@ def brought() -> str:
         f"tokens fed back {of_task('mwp 0', f'{jepa}, contrast, tokens fed back')}",
         tokens(gsm8k, "sharpened rollout"),
         tokens(gsm8k, "sampled rollout", OWN),
+        f"tokens fed back {of_task('mwp 0', f'{hard}, own latents, tokens fed back', OWN)}",
         tokens(gsm8k, "noise", OWN),
         f"tokens fed back {of_task('mwp 0 1 2', f'{MORE}, tokens fed back')}",
         f"tokens fed back {of_task('problems 0', f'{MORE}, tokens fed back')}",
@@ -189,6 +191,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "reasoner-mwp-one": lambda: word_problems("mwp 0"),
     "reasoner-sizes": sizes,
     "reasoner-problems": lambda: word_problems("problems 0"),
+    "reasoner-own-mwp": lambda: word_problems("mwp 0", OWN),
     "reasoner-own-gsm8k": own_latents,
     "reasoner-problems-seeds": lambda: word_problems("problems 0 1 2"),
 }
