@@ -80,6 +80,7 @@ class StackConfig(LoopConfig):
     middle_hidden: int = opt(512, "width of the hidden layers of compression, middle mlp and expansion", low=2)
     memory_slots: int = opt(4, "transformer: vectors that the idea is spread over", low=1)
     prefix_len: int = opt(10, "soft tokens P that the language model reads before BOS", low=1)
+    sharpen: float = opt(0.0, "draw soft tokens towards the vocabulary, at this temperature (0: as they are)", low=0.0)
     dropout: float = opt(0.1, "in the compression and on the idea before it is expanded", low=0.0, below=1.0)
 
     reconstruct: bool = opt(
@@ -181,7 +182,8 @@ PRESETS = {
             pooling="queries",
             ideas=64,
             middle="identity",
-            prefix_len=64,
+            prefix_len=128,
+            sharpen=0.01,
             dropout=0.0,
             middle_hidden=1024,
             lr=1e-3,
@@ -189,10 +191,10 @@ PRESETS = {
             lora_decoder=8,
             max_target=48,
             max_new_tokens=40,
-            pretrain_tokens=64,
+            pretrain_tokens=128,
             pretrain_texts=12000,
-            pretrain_random=3000,
-            pretrain_words=4,
+            pretrain_random=1500,
+            pretrain_words=3,
             pretrain_steps=150,
         ),
     ),

@@ -42,33 +42,36 @@ class Pooling(nn.Module):
 
 
 class Queries(nn.Module):
-    """Hidden states of the encoder and words of the language model -> ideas (B, K, D), read off by K learned queries.
+    """Hidden states of the encoder and words of the language model -> ideas (B, K, D), read off by a learned query.
 
-    Queries, projected hidden states and projected words are one sequence of a small Transformer in which all see all;
-    states and words are numbered from 0 each. The words are what the language model itself reads: an uncased encoder
-    has no case, and its last layer hardly says which of two names it was. Query k stands at the number of the first
-    word that its soft tokens are to say, should the text be said back.
+    The query stands at the numbers 0 … P-1 of the words that the soft tokens are to say, should the text be said back.
+    It, projected hidden states and projected words are one sequence of a small Transformer in which all see all; states
+    and words are numbered from 0 each. Each idea is P/K of the P outputs side by side, D·K/P numbers of each. The words
+    are what the language model itself reads: an uncased encoder has no case, and its last layer hardly says which of
+    two names it was.
     """
 
     def __init__(self, config: StackConfig, H: int, E: int):
         super().__init__()
         K, D, P = config.ideas, config.latent_dim, config.prefix_len
-        if P % K or D % 8:
+        if P % K or D % 8 or D % (P // K):
             raise UserError(
-                f"--ideas {K} needs a multiple of {K} as --prefix-len, not {P}, and of 8 as --latent-dim, not {D}"
+                f"--ideas {K} needs a multiple of {K} as --prefix-len, not {P}, and of 8 and of its {P // max(K, 1)} "
+                f"soft tokens an idea as --latent-dim, not {D}"
             )
-        self.reads = config.queries_read
+        self.reads, self.K = config.queries_read, K
         self.project_states = nn.Linear(H, D) if self.reads != "words" else None
         self.project_words = nn.Sequential(nn.LayerNorm(E), nn.Linear(E, D)) if self.reads != "encoder" else None
-        self.queries = nn.Parameter(torch.randn(K, D) * D**-0.5)
+        self.query = nn.Parameter(torch.randn(D) * D**-0.5)
         self.trunk = Transformer(2, D, 4, config.dropout)
-        self.register_buffer("position_ids", torch.arange(K) * (P // K), persistent=False)
+        self.part = nn.Linear(D, D * K // P)
+        self.register_buffer("position_ids", torch.arange(P), persistent=False)
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor, words: Tensor, is_word: Tensor) -> Tensor:
         """(B, L, H), (B, L) bool, words (B, W, E), (B, W) bool -> (B, K, D)."""
-        B, K = len(words), len(self.queries)
-        x, positions = [self.queries.expand(B, -1, -1)], [self.position_ids.expand(B, -1)]
-        seen = [attention_mask.new_ones(B, K)]
+        B, P = len(words), len(self.position_ids)
+        x, positions = [self.query.expand(B, P, -1)], [self.position_ids.expand(B, -1)]
+        seen = [attention_mask.new_ones(B, P)]
         if self.reads != "words":
             x.append(self.project_states(hidden_states))
             positions.append(positions_of(hidden_states))
@@ -77,8 +80,9 @@ class Queries(nn.Module):
             x.append(self.project_words(words))
             positions.append(positions_of(words))
             seen.append(is_word)
-        seen = torch.cat(seen, 1)[:, None, None]  # (B, 1, 1, K + L + W)
-        return self.trunk(torch.cat(x, 1), torch.cat(positions, 1), seen)[:, :K]
+        seen = torch.cat(seen, 1)[:, None, None]  # (B, 1, 1, P + L + W)
+        found = self.trunk(torch.cat(x, 1), torch.cat(positions, 1), seen)[:, :P]
+        return self.part(found).reshape(B, self.K, -1)  # (B, P, D·K/P) -> (B, K, D)
 
 
 class Words(nn.Module):

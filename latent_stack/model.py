@@ -146,15 +146,36 @@ class LatentStack(
         return (middle or self.middle)(self.one_by_one(z_in)).flatten(1)
 
     def prefix(self, z_out: Tensor) -> Tensor:
-        """Ideas (B, K·D) -> soft tokens (B, P, E); those of ideas read off by queries are as long as real tokens."""
+        """Ideas (B, K·D) -> the soft tokens (B, P, E) that the language model reads."""
+        return self.sharpened(self.soft_tokens(z_out))
+
+    def soft_tokens(self, z_out: Tensor) -> Tensor:
+        """Ideas (B, K·D) -> (B, P, E), not yet sharpened; those of ideas read off by queries are as long as tokens."""
         soft_tokens = self.expand(self.one_by_one(z_out)).view(len(z_out), self.config.prefix_len, -1)
         if self.config.pooling == "queries":
             soft_tokens = F.normalize(soft_tokens, dim=-1) * soft_tokens.size(-1) ** 0.5
         return soft_tokens * self.prefix_scale
 
+    def sharpened(self, soft_tokens: Tensor) -> Tensor:
+        """Soft tokens (B, P, E) -> Σ softmax(cos / τ) embedding over the vocabulary, τ = --sharpen; 0: as they are.
+
+        What follows the first that is nearest to EOS is EOS.
+        """
+        if not self.config.sharpen:
+            return soft_tokens
+        words, rows = self.backbones.lm.get_input_embeddings().weight, []
+        directions = F.normalize(words.float(), dim=-1)  # (V, E)
+        for row in soft_tokens:  # one text at a time: (P, V)
+            cosine = F.normalize(row.float(), dim=-1) @ directions.T
+            ended = (cosine.argmax(-1) == self.backbones.eos).cumsum(0) > 0
+            sharp = (cosine / self.config.sharpen).softmax(-1).to(words.dtype) @ words
+            rows.append(torch.where(ended[:, None], words[self.backbones.eos], sharp))
+        return torch.stack(rows)
+
     def prefix_of(self, batch: Batch) -> Tensor:
-        """Batch -> soft tokens (B, P, E)."""
-        return self.prefix(self.think(self.idea(batch.inputs)))
+        """Batch -> soft tokens (B, P, E), in the stage that trains them alone not yet sharpened."""
+        z_out = self.think(self.idea(batch.inputs))
+        return self.soft_tokens(z_out) if batch.trains == "soft tokens" else self.prefix(z_out)
 
     @torch.no_grad()
     def standardise(self, data: TokenizedDataset, among: int | None = None, n: int = 512, batch_size: int = 32) -> None:

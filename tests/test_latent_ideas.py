@@ -79,6 +79,27 @@ def test_ideas_that_do_not_fit_the_prefix_are_refused(changes):
         tiny_stack(pooling="queries", **changes)
 
 
+def test_sharpened_soft_tokens_are_the_nearest_words_and_nothing_follows_the_end():
+    model = tiny_stack(sharpen=0.001, **SEVERAL)
+    words, eos = model.backbones.lm.get_input_embeddings().weight, model.backbones.eos
+    soft_tokens = words[torch.tensor([[7, 9, eos, 11, 12, 13, 14, 15]])] + 0.01  # eos among them
+    expected = words[torch.tensor([[7, 9, *[eos] * 6]])]
+    assert torch.allclose(model.sharpened(soft_tokens), expected, atol=1e-3)
+    batch = tokenized(PAIRS[:4], model).batch([0, 1])
+    raw = model.prefix_of(replace(batch, trains="soft tokens"))
+    assert torch.allclose(model.prefix_of(batch), model.sharpened(raw)) and not torch.allclose(raw, model.sharpened(raw))
+    model.config.sharpen = 1e3  # the mean of all
+    assert torch.allclose(model.sharpened(soft_tokens)[0, :2], words.mean(0).expand(2, -1), atol=1e-3)
+    model.config.sharpen = 0.0
+    assert model.sharpened(soft_tokens) is soft_tokens
+
+
+def test_the_gradient_goes_through_sharpening():
+    model = tiny_stack(sharpen=0.1, **SEVERAL)
+    model(tokenized(PAIRS[:4], model).batch([0, 1]))[0].backward()
+    assert model.pooling.query.grad.abs().sum() > 0
+
+
 # -------------------------------------------------------------------------------------- words in order
 
 
