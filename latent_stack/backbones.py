@@ -104,6 +104,29 @@ def with_lora(backbone: nn.Module, rank: int) -> nn.Module:
     return get_peft_model(backbone, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"))
 
 
+def kv_projections(lm: nn.Module) -> list[nn.Module]:
+    """The linear layers of keys and of values, from the first layer on; none if they are not separate (GPT-2)."""
+    return [module for name, module in lm.named_modules() if name.endswith((".k_proj", ".v_proj"))]
+
+
+@contextmanager
+def moved_kv(lm: nn.Module, moves: Tensor):
+    """In this context `moves` (B, P, kv_dim), every layer's side by side, are added to the first P keys and values."""
+    P, handles = moves.size(1), []
+    projections = kv_projections(lm) if moves.size(-1) else []
+
+    def hook(by: Tensor):  # later tokens come alone, behind a cache
+        return lambda module, args, y: torch.cat((y[:, :P] + by, y[:, P:]), 1) if y.size(1) > P else y
+
+    try:
+        for module, by in zip(projections, moves.split([m.out_features for m in projections], -1), strict=False):
+            handles.append(module.register_forward_hook(hook(by)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 # ----------------------------------------------------------------------------------------- the two models
 
 
@@ -261,6 +284,12 @@ class Backbones:
     def embed(self, tokens: Tensor) -> Tensor:
         """The language model's own embeddings: tokens (B, T) -> (B, T, E)."""
         return self.lm.get_input_embeddings()(tokens)
+
+    def kv_dim(self) -> int:
+        """Numbers in all keys and values of one token; a UserError where they cannot be reached."""
+        if not (found := sum(module.out_features for module in kv_projections(self.lm))):
+            raise UserError("--prefix-kv needs a language model with layers k_proj and v_proj, as Llama has")
+        return found
 
     @contextmanager
     def generating_lm(self, lora: bool = True):

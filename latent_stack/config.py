@@ -80,6 +80,7 @@ class StackConfig(LoopConfig):
     middle_hidden: int = opt(512, "width of the hidden layers of compression, middle mlp and expansion", low=2)
     memory_slots: int = opt(4, "transformer: vectors that the idea is spread over", low=1)
     prefix_len: int = opt(10, "soft tokens P that the language model reads before BOS", low=1)
+    prefix_kv: bool = opt(False, "ideas move the keys and values of their soft tokens in every layer, too")
     sharpen: float = opt(0.0, "draw soft tokens towards the vocabulary, at this temperature (0: as they are)", low=0.0)
     dropout: float = opt(0.1, "in the compression and on the idea before it is expanded", low=0.0, below=1.0)
 
@@ -87,7 +88,9 @@ class StackConfig(LoopConfig):
         False, "train on (target, target), too, twice the steps: a target's idea must regenerate it", group="objective"
     )
     trains: str = opt(
-        "all", "what the task trains: all, or the decoder's LoRA alone, given ideas that stay", ("all", "decoder")
+        "all",
+        "what the task trains: all, or the decoder's LoRA (and --prefix-kv) alone, given ideas that stay",
+        ("all", "decoder"),
     )
     words_weight: float = opt(1.0, "of the bag-of-words loss of the soft tokens (0: none)", low=0.0)
     words_epochs: int = opt(3, "passes with that loss alone, before the language model takes part", low=0)

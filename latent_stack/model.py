@@ -33,7 +33,7 @@ from common.checkpoint import read_config
 from common.model_card import Card
 from common.options import UserError
 from common.pretrained import PretrainedMixin, load_checkpoint
-from latent_stack.backbones import Backbones, Inputs, Row
+from latent_stack.backbones import Backbones, Inputs, Row, moved_kv
 from latent_stack.config import StackConfig
 from latent_stack.data import Batch, TokenizedDataset
 from latent_stack.layers import Middle, Pooling, Queries, Words
@@ -102,6 +102,10 @@ class LatentStack(
             nn.Linear(config.middle_hidden, config.prefix_len // config.ideas * E),
         )
         self.expand = nn.Identity() if config.pooling == "words" else nn.Sequential(*expand)
+        self.kv = None  # or idea (D,) -> what is added to the keys and values of its soft tokens in every layer
+        if config.prefix_kv:
+            self.kv = nn.Linear(D, config.prefix_len // config.ideas * self.backbones.kv_dim())
+            nn.init.zeros_(self.kv.weight), nn.init.zeros_(self.kv.bias)
         self.lora = nn.ParameterDict(self.backbones.add_lora(config.lora_encoder, config.lora_decoder))
         self.bag_of_words = None  # a BagOfWords while it is trained with one
 
@@ -146,8 +150,8 @@ class LatentStack(
         return (middle or self.middle)(self.one_by_one(z_in)).flatten(1)
 
     def prefix(self, z_out: Tensor) -> Tensor:
-        """Ideas (B, K·D) -> the soft tokens (B, P, E) that the language model reads."""
-        return self.sharpened(self.soft_tokens(z_out))
+        """Ideas (B, K·D) -> soft tokens (B, P, E) as the language model reads them; `with_kv` may add to them."""
+        return self.with_kv(self.sharpened(self.soft_tokens(z_out)), z_out)
 
     def soft_tokens(self, z_out: Tensor) -> Tensor:
         """Ideas (B, K·D) -> (B, P, E), not yet sharpened; those of ideas read off by queries are as long as tokens."""
@@ -172,10 +176,21 @@ class LatentStack(
             rows.append(torch.where(ended[:, None], words[self.backbones.eos], sharp))
         return torch.stack(rows)
 
+    def with_kv(self, soft_tokens: Tensor, z_out: Tensor) -> Tensor:
+        """(B, P, E), (B, K·D) -> (B, P, E), with --prefix-kv (B, P, E + kv_dim): what moves keys and values follows."""
+        if self.kv is None:
+            return soft_tokens
+        return torch.cat((soft_tokens, self.kv(self.one_by_one(z_out)).view(*soft_tokens.shape[:2], -1)), -1)
+
     def prefix_of(self, batch: Batch) -> Tensor:
-        """Batch -> soft tokens (B, P, E), in the stage that trains them alone not yet sharpened."""
-        z_out = self.think(self.idea(batch.inputs))
-        return self.soft_tokens(z_out) if batch.trains == "soft tokens" else self.prefix(z_out)
+        """Batch -> its prefix; in the stage that trains soft tokens alone those, not yet sharpened (B, P, E)."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and batch.trains != "decoder"):
+            z_out = self.think(self.idea(batch.inputs))
+            soft_tokens = self.soft_tokens(z_out)
+            if batch.trains == "soft tokens":
+                return soft_tokens
+            soft_tokens = self.sharpened(soft_tokens)
+        return self.with_kv(soft_tokens, z_out)
 
     @torch.no_grad()
     def standardise(self, data: TokenizedDataset, among: int | None = None, n: int = 512, batch_size: int = 32) -> None:
@@ -198,13 +213,15 @@ class LatentStack(
     # ---- training
 
     def logits(self, prefix: Tensor, tokens: Tensor) -> Tensor:
-        """Soft tokens (B, P, E), BOS y1 … without EOS (B, T-1) -> logits (B, T-1, V) of the token after each."""
-        embedded = self.backbones.embed(tokens)
-        x = torch.cat((prefix.to(embedded.dtype), embedded), 1)  # under autocast the prefix is in half precision
-        return self.backbones.lm(inputs_embeds=x, use_cache=False, logits_to_keep=tokens.size(1)).logits
+        """Prefix (B, P, …), BOS y1 … without EOS (B, T-1) -> logits (B, T-1, V) of the token after each."""
+        embedded, lm = self.backbones.embed(tokens), self.backbones.lm
+        soft_tokens, moves = prefix.tensor_split((embedded.size(-1),), -1)
+        x = torch.cat((soft_tokens.to(embedded.dtype), embedded), 1)  # under autocast the prefix is in half precision
+        with moved_kv(lm, moves):
+            return lm(inputs_embeds=x, use_cache=False, logits_to_keep=tokens.size(1)).logits
 
     def target_losses(self, prefix: Tensor, batch: Batch) -> Tensor:
-        """Soft tokens (B, P, E), Batch -> cross-entropy of each target given them, in nats, over its tokens: (B,)."""
+        """Prefix (B, P, …), Batch -> cross-entropy of each target given them, in nats, over its tokens: (B,)."""
         given, target = batch.tokens[:, :-1].clamp(min=0), batch.tokens[:, 1:]  # padding is behind, and causal
         logits = self.logits(prefix, given).float()
         loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=-1, reduction="none")
@@ -216,8 +233,7 @@ class LatentStack(
         In training the bag-of-words loss, per token, is added with its weight; metrics have the two separately.
         """
         n = batch.loss_denominators["targets"]
-        with torch.set_grad_enabled(torch.is_grad_enabled() and batch.trains != "decoder"):
-            prefix = self.prefix_of(batch)
+        prefix = self.prefix_of(batch)
         if batch.trains == "soft tokens":
             words = self.bag_of_words(prefix, batch.tokens) / n
             return words, {"loss": words.detach()}
@@ -265,15 +281,16 @@ class LatentStack(
     def generate_from_prefix(
         self, prefix: Tensor, max_new_tokens: int | None = None, batch_size: int = 128, lora: bool = True
     ) -> list[str]:
-        """Soft tokens (B, P, E) -> B texts: the language model, with its LoRA or without, continues them and BOS."""
-        bos = torch.full((len(prefix), 1), self.backbones.bos, device=prefix.device)
-        embedded = self.backbones.embed(bos)  # (B, 1, E)
-        x, texts = torch.cat((prefix.to(embedded.dtype), embedded), 1), []
+        """Prefix (B, P, …) -> B texts: the language model, with its LoRA or without, continues it and BOS."""
+        bos = self.backbones.embed(torch.tensor([[self.backbones.bos]], device=prefix.device))  # (1, 1, E)
+        texts, limit = [], max_new_tokens or self.config.max_new_tokens
         with self.backbones.generating_lm(lora) as lm:
-            for part in x.split(batch_size):
-                mask = torch.ones(part.shape[:2], dtype=torch.long, device=part.device)
-                limit = max_new_tokens or self.config.max_new_tokens
-                texts += self.backbones.generate(lm, limit, inputs_embeds=part, attention_mask=mask)
+            for part in prefix.split(batch_size):
+                soft_tokens, moves = part.tensor_split((bos.size(-1),), -1)
+                x = torch.cat((soft_tokens.to(bos.dtype), bos.expand(len(part), -1, -1)), 1)
+                mask = torch.ones(x.shape[:2], dtype=torch.long, device=x.device)
+                with moved_kv(lm, moves):
+                    texts += self.backbones.generate(lm, limit, inputs_embeds=x, attention_mask=mask)
         return texts
 
     def rewrite(self, texts: list[str]) -> list[str]:

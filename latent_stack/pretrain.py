@@ -1,8 +1,8 @@
 """Say it back: text → ideas → the same text, before the task (ICAE, xRAG and 500xCompressor all begin so).
 
     words      soft token p is to be token p of the text, without the language model, which costs far more
-    pretrain   the language model says the text: its LoRA learns to read soft tokens, which stay as they are; without
-               LoRA it is the soft tokens that are trained
+    pretrain   the language model says the text: its LoRA, and what ideas move its keys and values by, learn to read
+               soft tokens, which stay as they are; with neither it is the soft tokens that are trained
 
 Either is a run of the shared loop in a folder of the run, RUN/words and RUN/pretrain, short sentences first: --resume
 finds the first that is not finished. RUN/pretrain can be evaluated, and another task can begin there (--init).
@@ -113,7 +113,7 @@ def say_back(
             write_json(Path(config.run) / "config.json", asdict(config))
         if not config.init:
             model.standardise(train)
-    read = "decoder" if config.lora_decoder else "all"
+    read = "decoder" if config.lora_decoder or config.prefix_kv else "all"
     for stage, n_steps, what in ((words, 0, "soft tokens"), (said, config.pretrain_steps, read)):
         if stage is words and (is_started(said.run) or not (config.pretrain_words and config.words_weight)):
             continue

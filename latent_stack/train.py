@@ -208,8 +208,8 @@ def checked(config: StackConfig) -> StackConfig:
         raise UserError(
             "--pooling words trains nothing but the decoder: --trains decoder --words-epochs 0 --pretrain-words 0"
         )
-    if config.trains == "decoder" and not config.lora_decoder:
-        raise UserError("--trains decoder needs --lora-decoder: nothing else of the language model is trained")
+    if config.trains == "decoder" and not (config.lora_decoder or config.prefix_kv):
+        raise UserError("--trains decoder needs --lora-decoder or --prefix-kv: nothing else in it is trained")
     if config.dataset == "auto":
         return replace(config, dataset="samsum" if config.data_dir else "paraphrase")
     return config

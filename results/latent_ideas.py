@@ -1,12 +1,13 @@
-"""What helps to say a sentence back, by soft tokens alone: how many ideas, what they are read from and trained on.
+"""What helps to say a sentence back: how many ideas, what they are read from, how the language model reads them.
 
     python results/latent_ideas.py --pretrain DIR
     python results/latent_ideas.py --pretrain DIR --only "16 ideas" "1 idea" --seeds 0 --json part.json
 
-Every row is the first stage of `python -m latent_stack.train --preset ideas`, without the language model and on few
-sentences, with the row's options. Measured on held-out sentences: how many are exact but for the case, which the
-encoder does not know, and how many of the names are there; each beside another sentence's ideas (control) and, paired
-over sentences, the difference to the first row. What is finished stays. Writes results/latent_ideas.json.
+Every row is what `python -m latent_stack.train --preset ideas` does before the task, on few sentences and with the
+row's options: the rows of READ_OFF by soft tokens alone, those of SAID by the language model. Measured on held-out
+sentences: how many are exact but for the case, which the encoder does not know, and how many of the names are there;
+each beside another sentence's ideas (control) and, paired over sentences, the difference to the first row of its kind.
+What is finished stays. Writes results/latent_ideas.json.
 """
 
 import argparse
@@ -33,7 +34,7 @@ BASE = (
     "--preset ideas --ideas 16 --prefix-len 16 --pretrain-tokens 16 --pretrain-texts 6000 --pretrain-random 2000 "
     "--pretrain-words 2 --pretrain-steps 1 --dataset paraphrase --n-train 16 --max-steps 1 --n-eval 2"
 )
-VARIANTS = {
+READ_OFF = {
     "16 ideas": "",
     "8 ideas": "--ideas 8",
     "4 ideas": "--ideas 4",
@@ -43,6 +44,15 @@ VARIANTS = {
     "from the encoder alone, with LoRA": "--queries-read encoder --lora-encoder 8 --no-cache",
     "no lists of random words": "--pretrain-random 0",
 }
+SAID = {
+    "LoRA": "",
+    "LoRA, soft tokens not sharpened": "--sharpen 0",
+    "keys and values": "--lora-decoder 0 --prefix-kv",
+    "LoRA, keys and values": "--prefix-kv",
+    "the soft tokens alone, by the language model's loss": "--lora-decoder 0 --sharpen 0 --pretrain-words 0 "
+    "--trains all",
+}
+VARIANTS = READ_OFF | {name: f"--pretrain-steps 100 {words}" for name, words in SAID.items()}
 N = 400  # held-out sentences
 
 
@@ -53,17 +63,18 @@ def train(name: str, seed: int, args) -> Path:
     words += ["--run", str(folder), "--pretrain", args.pretrain]
     words += ["--resume"] if is_started(folder) else ["--overwrite"]
     train_once(folder / "summary.json", "latent_stack.train", words)
-    return folder / "words"
+    return folder / "pretrain"
 
 
 @torch.no_grad()
-def said_back(run: Path) -> dict[str, np.ndarray]:
+def said_back(run: Path, by_lm: bool) -> dict[str, np.ndarray]:
     """-> {measure: a value a sentence, or for names one a sentence that has any}, own and of another sentence."""
     model = load_run(run)
     splits = load_pairs(model.config)
     texts = [p.target for p in of_length(splits["test"], model, model.config.max_target)[:N]]
     lower_case = lower_case_words([p.target for split in splits.values() for p in split])
-    said, found = spelled(model, model.prefix(model.think(model.encode(texts)))), {}
+    prefix, found = model.prefix(model.think(model.encode(texts))), {}
+    said = model.generate_from_prefix(prefix) if by_lm else spelled(model, prefix)
     for name, words in (("", said), ("_shuffled", [said[i] for i in derangement(len(said))])):
         found[f"exact{name}"] = np.array([float(plain(a) == plain(b)) for a, b in zip(words, texts, strict=True)])
         found[f"names{name}"] = recall_of(words, texts, lower_case)["names"]
@@ -74,19 +85,21 @@ def measure(args) -> dict[str, dict]:
     rows, first = {}, {}
     for name in args.only:
         folders = [train(name, seed, args) for seed in args.seeds]
-        by_seed = [said_back(folder) for folder in folders]
+        kind = "SAID" if name in SAID else "READ_OFF"
+        by_seed = [said_back(folder, kind == "SAID") for folder in folders]
         found = {key: np.mean([values[key] for values in by_seed], 0) for key in by_seed[0]}
-        first = first or found
-        rows[name] = {"options": VARIANTS[name], "by_seed": [float(x["exact"].mean()) for x in by_seed]}
+        first.setdefault(kind, found)
+        rows[name] = {"kind": kind, "options": VARIANTS[name], "by_seed": [float(x["exact"].mean()) for x in by_seed]}
         rows[name] |= {"n_params": load_run(folders[0]).n_params()}
         rows[name] |= {key: bootstrap_mean(values) for key, values in found.items()}
         for key in ("exact", "names"):
-            rows[name][f"{key}_less_the_first"] = paired_difference(found[key], first[key])
+            rows[name][f"{key}_less_the_first"] = paired_difference(found[key], first[kind][key])
+        print(f"{name}: {rows[name]['exact']['mean']:.1%} exact but for the case, by seed {rows[name]['by_seed']}")
     return rows
 
 
 def print_table(rows: dict[str, dict]) -> None:
-    print("\n| | exact, soft tokens alone | another's (control) | less the first row | names |\n|---|---|---|---|---|")
+    print("\n| | exact | another's (control) | less the first of its kind | names |\n|---|---|---|---|---|")
     for name, row in rows.items():
         cells = [f"{row[key]['mean']:.1%}" for key in ("exact", "exact_shuffled", "names")]
         cells.insert(2, signed(row["exact_less_the_first"], 3))

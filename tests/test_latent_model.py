@@ -1,12 +1,14 @@
 """The latent stack on tiny, random backbones: shapes, losses, what the prefix carries, what a checkpoint holds."""
 
+import shutil
 from dataclasses import asdict, replace
 
 import pytest
 import torch
+import transformers
 from helpers import same
 from huggingface_hub import constants
-from latent_tiny import PAIRS, TEXTS, tiny_stack, tokenized
+from latent_tiny import PAIRS, TEXTS, backbones, tiny_stack, tokenized
 
 from common.checkpoint import save_model
 from common.options import UserError
@@ -64,18 +66,58 @@ def test_what_all_texts_have_in_common_is_removed_before_the_compression():
     assert {"origin", "unit"} <= set(model.state_dict()), "a checkpoint would forget where ideas are measured from"
 
 
-def test_what_is_generated_is_the_greedy_reading_of_the_logits_of_training():
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    """Folder of the tiny encoder beside a tiny Llama, whose keys and values have projections of their own."""
+    folder = tmp_path_factory.mktemp("llama")
+    (folder / "encoder").symlink_to(backbones() / "encoder")
+    shutil.copytree(backbones() / "lm", folder / "lm")
+    n_vocab = transformers.AutoConfig.from_pretrained(folder / "lm").vocab_size
+    sizes = dict(hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
+    config = transformers.LlamaConfig(vocab_size=n_vocab, num_key_value_heads=1, initializer_range=0.3, **sizes)
+    torch.manual_seed(0)
+    transformers.LlamaForCausalLM(config).save_pretrained(folder / "lm")
+    return folder
+
+
+def moving(folder, **changes):
+    """A stack whose ideas move keys and values, by a little more than nothing."""
+    model = tiny_stack(folder=folder, prefix_kv=True, **changes)
+    torch.nn.init.normal_(model.kv.weight, std=0.5)
+    return model
+
+
+def test_ideas_move_the_keys_and_values_of_their_soft_tokens_and_at_first_by_nothing(llama):
+    plain, zero, moved = tiny_stack(folder=llama), tiny_stack(folder=llama, prefix_kv=True), moving(llama)
+    batch = tokenized(PAIRS[:3], plain).batch(range(3))
+    losses = [model(batch)[0].item() for model in (plain, zero, moved)]
+    assert losses[0] == losses[1] and abs(losses[2] - losses[0]) > 1e-3
+    assert moved.kv.out_features == 5 * 2 * 2 * 12  # soft tokens, layers, keys and values, numbers of a head
+    assert not any(module._forward_hooks for module in moved.backbones.lm.modules()), "a hook stayed behind"
+    with pytest.raises(UserError, match="k_proj and v_proj"):
+        tiny_stack(prefix_kv=True)  # GPT-2
+
+
+def test_where_ideas_stay_what_they_move_is_still_trained(llama):
+    model = moving(llama, lora_decoder=2)
+    model(replace(tokenized(PAIRS[:4], model).batch([0, 1]), trains="decoder"))[0].backward()
+    trained = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert {"kv.weight", "kv.bias"} < trained and all(name.startswith(("kv.", "lora.lm")) for name in trained)
+
+
+@pytest.mark.parametrize("moves", [False, True])
+def test_what_is_generated_is_the_greedy_reading_of_the_logits_of_training(moves, llama):
     """BOS left out, or a prefix of another size, in generation but not in training: the two would part."""
-    model = tiny_stack()
-    backbones = model.backbones
+    model = moving(llama) if moves else tiny_stack()
+    both = model.backbones
     z = model.think(model.encode(TEXTS[:1]))
-    tokens = torch.tensor([[backbones.bos]])
+    tokens = torch.tensor([[both.bos]])
     for _ in range(6):
         token = model.logits(model.prefix(z), tokens)[:, -1].argmax(-1, keepdim=True)
-        if token.item() == backbones.eos:
+        if token.item() == both.eos:
             break
         tokens = torch.cat((tokens, token), 1)
-    expected = backbones.lm_tokenizer.decode(tokens[0, 1:].tolist(), skip_special_tokens=True).strip()
+    expected = both.lm_tokenizer.decode(tokens[0, 1:].tolist(), skip_special_tokens=True).strip()
     assert model.generate(z, 6) == [expected] and expected
 
 

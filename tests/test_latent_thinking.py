@@ -35,10 +35,11 @@ def test_variants_of_the_first_stage_stand_beside_the_first_and_are_not_trained_
     words = ["--options", small, "--pretrain", str(texts_folder(tmp_path / "texts")), "--seeds", "0", "1"]
     words += ["--out", str(tmp_path / "runs"), "--json", str(tmp_path / "ideas.json"), "--only"]
     for _ in range(2):
-        latent_ideas.main([*words, "16 ideas", "no lists of random words"])
-    assert trainings == ["latent_stack.train"] * 4
+        latent_ideas.main([*words, "16 ideas", "no lists of random words", "LoRA"])
+    assert trainings == ["latent_stack.train"] * 6
     rows = read_json(tmp_path / "ideas.json")["variants"]
-    first, second = rows.values()
+    first, second, said = rows.values()
+    assert said["kind"] == "SAID" and said["exact_less_the_first"]["mean"] == 0.0  # the first of its kind
     assert first["exact_less_the_first"] == {"mean": 0.0, "ci95": [0.0, 0.0]} and len(first["by_seed"]) == 2
     assert first["exact"]["mean"] == pytest.approx(sum(first["by_seed"]) / 2) == second["exact"]["mean"]  # same options
     assert "| no lists of random words |" in capsys.readouterr().out

@@ -57,7 +57,7 @@ def conditions(model: LatentStack, pairs: list[Pair], seed: int) -> dict[str, tu
         name = f"{D} numbers, random expansion"
         found[name] = normal(B, D), lambda x, W=expansion: (x @ W).view(len(x), P, E) * scale
     z = model.think(model.encode([p.input for p in pairs]))
-    found[f"an idea of {z[0].numel()}, trained expansion"] = z, model.prefix
+    found[f"an idea of {z[0].numel()}, trained expansion"] = z, lambda x: model.sharpened(model.soft_tokens(x))
     return found
 
 

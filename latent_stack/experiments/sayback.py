@@ -37,11 +37,11 @@ def measure(said: list[str], texts: list[str], lower_case: set[str], seed: int) 
 
 
 def spelled(model: LatentStack, prefix: Tensor) -> list[str]:
-    """Soft tokens (B, P, E) -> B texts: the tokens with the nearest embeddings, up to EOS."""
+    """Prefix (B, P, …) -> B texts: the tokens with the embeddings nearest to its soft tokens, up to EOS."""
     backbones, texts = model.backbones, []
     words = F.normalize(backbones.lm.get_input_embeddings().weight.float(), dim=-1)  # (V, E)
     for row in prefix:  # one at a time: (P, V)
-        ids = (F.normalize(row.float(), dim=-1) @ words.T).argmax(-1).tolist()
+        ids = (F.normalize(row[:, : words.size(1)].float(), dim=-1) @ words.T).argmax(-1).tolist()
         ids = ids[: ids.index(backbones.eos)] if backbones.eos in ids else ids
         texts.append(backbones.lm_tokenizer.decode(ids, skip_special_tokens=True).strip())
     return texts
