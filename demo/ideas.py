@@ -104,7 +104,7 @@ def describe(model: LatentStack, run: str | Path) -> str:
             f"{summary['rougeL_shuffled']:.3f} from another text's (control), so an idea holds "
             f"{'something of its text' if apart else 'nothing of its text that could be measured'}"
         )
-    words = " and the language model's embeddings of its words" if model.reads_words else ""
+    words = " and the language model's embeddings of its words" if model.has_queries else ""
     ideas = "one idea," if config.ideas == 1 else f"{config.ideas} ideas of"
     return (
         f"text → encoder ({encoder}){words} → **{ideas} {config.latent_dim} numbers** → middle model → "

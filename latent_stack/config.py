@@ -59,9 +59,8 @@ class StackConfig(LoopConfig):
 
     pooling: str = opt(
         "mean",
-        "of the encoder's hidden states: mean, attention, the first token and an MLP, or learned queries; "
-        "words: no ideas but the first words themselves (the control)",
-        ("mean", "attention", "cls", "queries", "words"),
+        "of the encoder's hidden states: mean, attention, the first token and an MLP, or a learned query",
+        ("mean", "attention", "cls", "queries"),
         group="model",
     )
     queries_read: str = opt(

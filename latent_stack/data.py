@@ -64,7 +64,8 @@ class TokenizedDataset:
 
         found = backbones.lm_tokenizer([p.target for p in pairs], add_special_tokens=False)["input_ids"]
         limit = config.max_target
-        self._report(sum(len(ids) > limit for ids in found), "targets", "max-target", limit)
+        option = "pretrain-tokens" if where == "sentences" else "max-target"
+        self._report(sum(len(ids) > limit for ids in found), "targets", option, limit)
         self.targets = [
             [backbones.bos, *ids, backbones.eos] if len(ids) <= limit else [backbones.bos, *ids[:limit]]
             for ids in found

@@ -6,7 +6,6 @@ prefix length.
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 from torch import Tensor
 
 from common.options import UserError
@@ -83,19 +82,6 @@ class Queries(nn.Module):
         seen = torch.cat(seen, 1)[:, None, None]  # (B, 1, 1, P + L + W)
         found = self.trunk(torch.cat(x, 1), torch.cat(positions, 1), seen)[:, :P]
         return self.part(found).reshape(B, self.K, -1)  # (B, P, D·K/P) -> (B, K, D)
-
-
-class Words(nn.Module):
-    """No ideas at all but the first P words themselves, as the language model reads them: the control of ideas, with
-    the same arguments as queries -> (B, P, E)."""
-
-    def __init__(self, config: StackConfig, scale: float):
-        super().__init__()
-        self.P, self.scale = config.prefix_len, scale
-
-    def forward(self, hidden_states: Tensor, attention_mask: Tensor, words: Tensor, is_word: Tensor) -> Tensor:
-        words = words[:, : self.P] * is_word[:, : self.P, None] / self.scale
-        return F.pad(words, (0, 0, 0, self.P - words.size(1)))
 
 
 class Middle(nn.Module):

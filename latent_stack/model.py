@@ -36,7 +36,7 @@ from common.pretrained import PretrainedMixin, load_checkpoint
 from latent_stack.backbones import Backbones, Inputs, Row, moved_kv
 from latent_stack.config import StackConfig
 from latent_stack.data import Batch, TokenizedDataset
-from latent_stack.layers import Middle, Pooling, Queries, Words
+from latent_stack.layers import Middle, Pooling, Queries
 
 
 class LatentStack(
@@ -76,12 +76,8 @@ class LatentStack(
         # soft tokens are measured in the standard deviation of real ones, and begin at about a fifth of it; a constant
         # of the backbone, so no part of the checkpoint
         self.prefix_scale = float(self.backbones.lm.get_input_embeddings().weight.float().std())
-        if config.pooling == "words":  # of the language model's own width
-            config.ideas, config.latent_dim = config.prefix_len, E
-            self.pooling = Words(config, self.prefix_scale)
-        else:
-            self.pooling = Queries(config, H, E) if config.pooling == "queries" else Pooling(config.pooling, H)
-        D, self.reads_words = config.latent_dim, config.pooling in ("queries", "words")
+        D, self.has_queries = config.latent_dim, config.pooling == "queries"
+        self.pooling = Queries(config, H, E) if self.has_queries else Pooling(config.pooling, H)
 
         self.register_buffer("origin", torch.zeros(H))  # mean of pooled training texts; for queries, of tokens
         self.register_buffer("unit", torch.ones(H))  # their standard deviation
@@ -92,7 +88,7 @@ class LatentStack(
             nn.Dropout(config.dropout),
             nn.Linear(config.middle_hidden, D),
         )
-        self.compress = nn.Identity() if self.reads_words else nn.Sequential(*compress)
+        self.compress = nn.Identity() if self.has_queries else nn.Sequential(*compress)
         self.middle = Middle(config)
         expand = (
             nn.LayerNorm(D),
@@ -101,7 +97,7 @@ class LatentStack(
             nn.GELU(),
             nn.Linear(config.middle_hidden, config.prefix_len // config.ideas * E),
         )
-        self.expand = nn.Identity() if config.pooling == "words" else nn.Sequential(*expand)
+        self.expand = nn.Sequential(*expand)
         self.kv = None  # or idea (D,) -> what is added to the keys and values of its soft tokens in every layer
         if config.prefix_kv:
             self.kv = nn.Linear(D, config.prefix_len // config.ideas * self.backbones.kv_dim())
@@ -136,7 +132,7 @@ class LatentStack(
         """
         pooling, compress = by or (self.pooling, self.compress)
         hidden_states, mask = self.backbones.hidden_states(inputs), inputs.attention_mask
-        if not self.reads_words:
+        if not self.has_queries:
             return compress(self.standardised(pooling(hidden_states, mask)))
         words = self.backbones.embed(inputs.lm_ids.clamp(min=0))  # (B, W, E)
         return pooling(self.standardised(hidden_states), mask, words, inputs.lm_ids >= 0).flatten(1)
@@ -156,7 +152,7 @@ class LatentStack(
     def soft_tokens(self, z_out: Tensor) -> Tensor:
         """Ideas (B, K·D) -> (B, P, E), not yet sharpened; those of ideas read off by queries are as long as tokens."""
         soft_tokens = self.expand(self.one_by_one(z_out)).view(len(z_out), self.config.prefix_len, -1)
-        if self.config.pooling == "queries":
+        if self.has_queries:
             soft_tokens = F.normalize(soft_tokens, dim=-1) * soft_tokens.size(-1) ** 0.5
         return soft_tokens * self.prefix_scale
 
@@ -193,6 +189,14 @@ class LatentStack(
         return self.with_kv(soft_tokens, z_out)
 
     @torch.no_grad()
+    def words_as_prefix(self, texts: list[str]) -> Tensor:
+        """B texts -> (B, P, E): their first P words themselves, EOS behind the last, the control of ideas that say
+        them."""
+        eos = [self.backbones.eos] * self.config.prefix_len
+        ids = [(row.lm + eos)[: len(eos)] for row in self.backbones.tokenize(texts)[0]]
+        return self.backbones.embed(torch.tensor(ids, device=self.device))
+
+    @torch.no_grad()
     def standardise(self, data: TokenizedDataset, among: int | None = None, n: int = 512, batch_size: int = 32) -> None:
         """Before training: mean and standard deviation of pooled texts, or tokens, become `origin` and `unit`.
 
@@ -205,7 +209,7 @@ class LatentStack(
         for i in range(0, len(index), batch_size):
             inputs = data.batch(index[i : i + batch_size]).inputs.to(self.device)
             hidden_states, mask = self.backbones.hidden_states(inputs), inputs.attention_mask
-            pooled.append((hidden_states[mask] if self.reads_words else self.pooling(hidden_states, mask)).float())
+            pooled.append((hidden_states[mask] if self.has_queries else self.pooling(hidden_states, mask)).float())
         pooled = torch.cat(pooled)  # (n, H)
         self.origin.copy_(pooled.mean(0))
         self.unit.copy_(pooled.std(0).clamp(min=1e-3) if len(pooled) > 1 else torch.ones_like(self.unit))

@@ -203,11 +203,6 @@ def checked(config: StackConfig) -> StackConfig:
         raise UserError(f"--ideas {config.ideas} are read off by --pooling queries, not by {config.pooling}")
     if config.queries_read != "both" and config.pooling != "queries":
         raise UserError(f"--queries-read {config.queries_read} needs --pooling queries, not {config.pooling}")
-    words_stage = config.pretrain_words if config.pretrain else 0
-    if config.pooling == "words" and (config.trains != "decoder" or config.words_epochs or words_stage):
-        raise UserError(
-            "--pooling words trains nothing but the decoder: --trains decoder --words-epochs 0 --pretrain-words 0"
-        )
     if config.trains == "decoder" and not (config.lora_decoder or config.prefix_kv):
         raise UserError("--trains decoder needs --lora-decoder or --prefix-kv: nothing else in it is trained")
     if config.dataset == "auto":

@@ -26,6 +26,7 @@ from common.options import UserError
 from latent_stack import evaluate, pretrain, train
 from latent_stack.experiments import sayback
 from latent_stack.experiments.neighbours import vectors_of
+from latent_stack.experiments.sayback import spelled
 from latent_stack.losses import WordsInOrder
 from latent_stack.model import load_run
 from latent_stack.pairs import SPEAKER, Pair, paraphrases, renamed, sentences, texts_from
@@ -344,24 +345,22 @@ def test_queries_read_what_they_are_to_read(reads):
 
 
 def test_the_control_of_ideas_reads_the_first_words_themselves():
-    model = tiny_stack(pooling="words", middle="identity", prefix_len=6, lora_decoder=2)
+    model = tiny_stack(**SEVERAL)
     texts = [TEXTS[0], "Ana has 2 coins."]
     ids = model.backbones.lm_tokenizer(texts, add_special_tokens=False)["input_ids"]
-    prefix = model.prefix(model.think(model.encode(texts)))
-    expected = [model.backbones.embed(torch.tensor([*row, model.backbones.eos][:6])) for row in ids]
-    assert all(torch.allclose(a[: len(b)], b, atol=1e-6) for a, b in zip(prefix, expected, strict=True))
-    assert prefix[1, len(ids[1]) + 1 :].abs().sum() == 0
-    assert {name.split(".")[0] for name, _ in model.named_parameters()} == {"lora"}
+    prefix, eos = model.words_as_prefix(texts), model.backbones.eos
+    assert len(ids[0]) > 8 > len(ids[1]) + 1
+    expected = [ids[0][:8], [*ids[1], *[eos] * (8 - len(ids[1]))]]
+    assert torch.equal(prefix, model.backbones.embed(torch.tensor(expected)))
+    assert spelled(model, prefix)[1] == model.backbones.lm_tokenizer.decode(ids[1]).strip()
 
 
-def test_the_control_of_ideas_is_trained_where_the_decoder_alone_learns(tmp_path):
-    words = [*options(tmp_path / "run"), "--pooling", "words", "--middle", "identity", "--lora-decoder", 2]
-    words += ["--prefix-len", 6, "--trains", "decoder", "--words-epochs", 0]
-    done = call(train, *words, "--trains", "all", check=False)
-    assert done.returncode and "trains nothing but the decoder" in done.stderr and len(done.stderr.splitlines()) == 1
-    said = ["--pretrain", texts_folder(tmp_path / "texts"), "--pretrain-tokens", 12, "--pretrain-steps", 2]
-    call(train, *words, "--pretrain-words", 0, *said, "--max-steps", 2)
-    assert all(name.startswith("lora.lm") for name in weights(tmp_path / "run") if name not in ("origin", "unit"))
+def test_summaries_from_ideas_stand_beside_those_from_the_words_themselves(capsys):
+    evaluate.main(["--run", str(said_back()), "--what", "summaries", "--device", "cpu", "--limit", "10"])
+    result = read_json(said_back() / "summaries.json")
+    for name, found in result["own_less_words"].items():
+        assert found["mean"] == pytest.approx(result["own"][name]["mean"] - result["words"][name]["mean"])
+    assert "its words themselves (control)" in capsys.readouterr().out
 
 
 def test_what_queries_read_needs_queries(tmp_path):

@@ -54,7 +54,7 @@ def vectors_of(model: LatentStack, texts: list[str], seed: int = 0, batch_size: 
         print(f"{n_truncated} of {len(texts)} texts are longer than {limit} tokens; their rest is not read")
     mean = Pooling("mean", model.config.encoder_dim)
     fresh = untrained(model.pooling, seed), untrained(model.compress, seed)
-    pooling = mean if model.reads_words else model.pooling
+    pooling = mean if model.has_queries else model.pooling
 
     found = {name: [] for name in ("encoder, mean of states", "encoder, standardised", "z_in, untrained", "z_in")}
     for i in range(0, len(rows), batch_size):

@@ -3,6 +3,7 @@
     own        from the matched idea
     shuffled   from a mismatched one, another text's: what the model knows of the data but not of this text (control)
     zero       from a prefix of zeros, by the language model without its LoRA (control)
+    words      from the text's first words themselves in place of the soft tokens that ideas make of them (control)
     lead3      the first three lines, of a single line the first three sentences
     full_text  by the language model itself, prompted with the text
 
@@ -22,6 +23,7 @@ SYSTEMS = {
     "own": "matched idea",
     "shuffled": "mismatched idea (control)",
     "zero": "prefix of zeros (control)",
+    "words": "its words themselves (control)",
     "lead3": "first three lines or sentences",
     "full_text": "full text, zero-shot",
 }
@@ -38,6 +40,8 @@ def generate_all(model: LatentStack, inputs: list[str], systems, seed: int = 0) 
     if "zero" in systems:
         zeros = torch.zeros(1, model.config.prefix_len, model.config.decoder_dim, device=model.device)
         texts["zero"] = model.generate_from_prefix(zeros, lora=False) * len(inputs)
+    if "words" in systems:
+        texts["words"] = model.generate_from_prefix(model.words_as_prefix(inputs))
     if "lead3" in systems:
         texts["lead3"] = [lead3(text) for text in inputs]
     if "full_text" in systems:
@@ -63,11 +67,12 @@ def summaries(model: LatentStack, pairs: list[Pair], systems=tuple(SYSTEMS), see
         result[name] = {measure: bootstrap_mean(values, seed) for measure, values in scores[name].items()}
         if model.config.dataset in PARAPHRASES:
             result[name] |= bleu_and_meteor(texts[name], references, seed)
-    result["own_less_shuffled"] = {
-        measure: paired_difference(scores["own"][measure], scores["shuffled"][measure], seed)
-        for measure in PAIRED
-        if measure in scores["own"]
-    }
+    for other in (name for name in ("shuffled", "words") if name in scores):
+        result[f"own_less_{other}"] = {
+            measure: paired_difference(scores["own"][measure], scores[other][measure], seed)
+            for measure in PAIRED
+            if measure in scores["own"]
+        }
     result["distinct"] = len(set(texts["own"]))  # 1: the same text whatever the idea
     rows = [
         {"input": p.input, "target": p.target, **{name: found[i] for name, found in texts.items()}}
@@ -82,7 +87,7 @@ def _print_table(result: dict, headings: dict[str, str]) -> None:
     if not headings:
         return
     print("\n" + f"{'':<32}" + "".join(f"{heading:<28}" for heading in headings.values()).rstrip())
-    for name, label in SYSTEMS.items():
+    for name, label in ((name, label) for name, label in SYSTEMS.items() if name in result):
         cells = ""
         for measure in headings:
             mean, (low, high) = result[name][measure]["mean"], result[name][measure]["ci95"]
@@ -95,9 +100,11 @@ def _print(result: dict, rows: list[dict]) -> None:
     _print_table(result, ROUGE)
     _print_table(result, {"bleu": "BLEU", "meteor_no_synonyms": "METEOR without synonyms"})
     _print_table(result, RECALL)
-    print("\nmatched idea against mismatched idea, paired difference with 95% interval")
-    for measure, difference in result["own_less_shuffled"].items():
-        print(f"  {PAIRED[measure]:<30}{signed(difference)}")
+    for other in ("shuffled", "words"):
+        if f"own_less_{other}" in result:
+            print(f"\nmatched idea against {SYSTEMS[other]}, paired difference with 95% interval")
+            for measure, difference in result[f"own_less_{other}"].items():
+                print(f"  {PAIRED[measure]:<30}{signed(difference)}")
     print(f"{result['distinct']} distinct texts are generated from {result['n']} ideas")
     for row in rows[:3]:
         print()
@@ -106,6 +113,7 @@ def _print(result: dict, rows: list[dict]) -> None:
 
 
 def run(model: LatentStack, pairs: list[Pair], config: EvalConfig) -> dict:
-    result, rows = summaries(model, pairs, seed=config.seed)
+    systems = [name for name in SYSTEMS if name != "words" or model.has_queries]
+    result, rows = summaries(model, pairs, systems, config.seed)
     _print(result, rows)
     return result | {"examples": rows[:20]}

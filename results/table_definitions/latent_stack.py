@@ -1,13 +1,13 @@
 """The tables of the latent stack, in latent_stack/README.md and results/README.md."""
 
 from collections.abc import Callable
+from functools import partial
 
 from results.tables import get, interval, load, number, table, with_ci
 
 QUICK, PARAPHRASE = "latent-quick/summaries.json", "latent-paraphrase/summaries.json"
-IDEAS = {64: "latent-ideas", 16: "latent-ideas-16"}  # folder of the run with so many ideas
-SAYBACK = f"{IDEAS[64]}/pretrain/sayback.json"
-THINKING = f"{IDEAS[16]}/pretrain/thinking.json"
+IDEAS, WORDS = "latent-ideas", "latent-words"  # 64 ideas; the words themselves
+SAYBACK, THINKING = f"{IDEAS}/pretrain/sayback.json", f"{IDEAS}/pretrain/thinking.json"
 SETTINGS = {
     "base": "base: LoRA on the language model, bag of words, 256-d idea, mean pooling, MLP of 2 layers",
     "no middle model": "no middle model",
@@ -41,7 +41,7 @@ def points(difference: dict, digits: str = "+.4f") -> str:
 
 def verdicts() -> str:
     settings = load("latent_settings.json")["settings"]
-    many = load(f"{IDEAS[64]}/summary.json")
+    many = load(f"{IDEAS}/summary.json")
     nats = {name: number(run["val_loss_difference"]["mean"]) for name, run in settings.items()}
     rows = [
         [
@@ -179,7 +179,6 @@ def memory() -> str:
 
 
 def sayback() -> str:
-    """Texts of at most as many tokens as there are ideas."""
     measures = {
         "exact": "said back exactly",
         "recall_names": "names",
@@ -189,25 +188,23 @@ def sayback() -> str:
     rows = []
     for name, label in measures.items():
         digits = ".3f" if name == "rougeL" else ".1%"
-        cells = [
-            with_ci(f"{folder}/pretrain/sayback.json", f"{kind}.{name}", digits)
-            for folder in IDEAS.values()
-            for kind in ("own", "soft_tokens", "shuffled")
-        ]
-        rows.append([label, *cells])
-    by = ("by the language model", "by soft tokens alone", "another sentence's (control)")
-    header = [f"{K} ideas, to {K} tokens: {x}" if x == by[0] else x for K in IDEAS for x in by]
-    return table(["", *header], rows)
+        rows.append([label, *(with_ci(SAYBACK, f"{x}.{name}", digits) for x in ("own", "soft_tokens", "shuffled"))])
+    return table(["", "by the language model", "by soft tokens alone", "another sentence's (control)"], rows)
 
 
 def ideas_summaries() -> str:
     """The dialogues of `latent-summaries`, from many ideas and from one."""
     measures, rows = {"rougeL": ".3f", "recall_names": ".1%", "recall_words": ".1%"}, []
-    many = load(f"{IDEAS[64]}/summary.json")
-    for suffix, label in (("", "64 ideas, after saying back"), ("_shuffled", "the same, another text's (control)")):
-        pairs = [(many[f"{name}{suffix}"], many[f"{name}{suffix}_ci95"]) for name in measures]
+    runs = [
+        (IDEAS, "", "64 ideas, after saying back"),
+        (IDEAS, "_shuffled", "the same, another text's (control)"),
+        (WORDS, "", "no ideas: the same words themselves (control)"),
+    ]
+    for run, suffix, label in runs:
+        found = load(f"{run}/summary.json")
+        pairs = [(found[f"{name}{suffix}"], found[f"{name}{suffix}_ci95"]) for name in measures]
         cells = [interval(*x, digits) for x, digits in zip(pairs, measures.values(), strict=True)]
-        rows.append([label, f"{many['n_params'] / 1e6:.1f}M", *cells])
+        rows.append([label, f"{found['n_params'] / 1e6:.1f}M", *cells])
     for kind, label in kinds("the first three lines").items():
         if kind == "zero":
             continue
@@ -217,11 +214,11 @@ def ideas_summaries() -> str:
     return table(["", "trained parameters", "ROUGE-L", "names generated", "other words generated"], rows)
 
 
-def ideas_ablation() -> str:
-    found = load("latent_ideas.json")
+def ideas_ablation(kind: str) -> str:
+    found = {name: row for name, row in load("latent_ideas.json")["variants"].items() if row["kind"] == kind}
     rows = []
-    for name, row in found["variants"].items():
-        less = points(row["exact_less_the_first"], "+.1%") if name != next(iter(found["variants"])) else ""
+    for name, row in found.items():
+        less = points(row["exact_less_the_first"], "+.1%") if name != next(iter(found)) else ""
         cells = [
             " and ".join(number(value, ".1%") for value in row["by_seed"]),
             less,
@@ -229,15 +226,8 @@ def ideas_ablation() -> str:
             interval(row["names"]["mean"], row["names"]["ci95"], ".1%"),
         ]
         rows.append([name, f"{row['n_params']:,}", *cells])
-    header = [
-        "trained with",
-        "parameters",
-        "said exactly but for the case, two seeds",
-        "less the first",
-        "another's (control)",
-        "names",
-    ]
-    return table(header, rows)
+    exactly = "exact but for the case, two seeds"
+    return table(["trained", "parameters", exactly, "less the first", "another's (control)", "names"], rows)
 
 
 MIDDLES = {
@@ -265,7 +255,8 @@ def thinking() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "latent-sayback": sayback,
     "latent-ideas": ideas_summaries,
-    "latent-ablation": ideas_ablation,
+    "latent-read-off": partial(ideas_ablation, "READ_OFF"),
+    "latent-said": partial(ideas_ablation, "SAID"),
     "latent-thinking": thinking,
     "latent-verdicts": verdicts,
     "latent-summaries": summaries,
