@@ -172,6 +172,20 @@ class LatentStack(
             rows.append(torch.where(ended[:, None], words[self.backbones.eos], sharp))
         return torch.stack(rows)
 
+    def without_end(self, prefix: Tensor) -> tuple[Tensor, Tensor]:
+        """Prefix (B, P, …) -> (B, P', …), of a sharpened one without what follows EOS; what is read of it (B, P') bool.
+
+        Rows end together; a shorter one begins later.
+        """
+        B, P = prefix.shape[:2]
+        if not self.config.sharpen:
+            return prefix, prefix.new_ones(B, P, dtype=torch.bool)
+        eos = self.backbones.lm.get_input_embeddings().weight[self.backbones.eos]
+        is_eos = (prefix[..., : len(eos)] == eos).all(-1)
+        length = (P + 1 - is_eos.sum(1)).clamp(max=P)  # to the first EOS, itself among them
+        index = torch.arange(int(length.max()), device=prefix.device) + (length - length.max())[:, None]
+        return prefix[torch.arange(B, device=prefix.device)[:, None], index.clamp(min=0)], index >= 0
+
     def with_kv(self, soft_tokens: Tensor, z_out: Tensor) -> Tensor:
         """(B, P, E), (B, K·D) -> (B, P, E), with --prefix-kv (B, P, E + kv_dim): what moves keys and values follows."""
         if self.kv is None:
@@ -219,10 +233,13 @@ class LatentStack(
     def logits(self, prefix: Tensor, tokens: Tensor) -> Tensor:
         """Prefix (B, P, …), BOS y1 … without EOS (B, T-1) -> logits (B, T-1, V) of the token after each."""
         embedded, lm = self.backbones.embed(tokens), self.backbones.lm
+        prefix, seen = self.without_end(prefix)
         soft_tokens, moves = prefix.tensor_split((embedded.size(-1),), -1)
         x = torch.cat((soft_tokens.to(embedded.dtype), embedded), 1)  # under autocast the prefix is in half precision
+        seen = F.pad(seen.long(), (0, tokens.size(1)), value=1)
+        masked = {} if seen.all() else {"attention_mask": seen, "position_ids": (seen.cumsum(1) - 1).clamp(min=0)}
         with moved_kv(lm, moves):
-            return lm(inputs_embeds=x, use_cache=False, logits_to_keep=tokens.size(1)).logits
+            return lm(inputs_embeds=x, use_cache=False, logits_to_keep=tokens.size(1), **masked).logits
 
     def target_losses(self, prefix: Tensor, batch: Batch) -> Tensor:
         """Prefix (B, P, …), Batch -> cross-entropy of each target given them, in nats, over its tokens: (B,)."""
@@ -290,11 +307,12 @@ class LatentStack(
         texts, limit = [], max_new_tokens or self.config.max_new_tokens
         with self.backbones.generating_lm(lora) as lm:
             for part in prefix.split(batch_size):
+                part, seen = self.without_end(part)
                 soft_tokens, moves = part.tensor_split((bos.size(-1),), -1)
                 x = torch.cat((soft_tokens.to(bos.dtype), bos.expand(len(part), -1, -1)), 1)
-                mask = torch.ones(x.shape[:2], dtype=torch.long, device=x.device)
+                seen = F.pad(seen.long(), (0, 1), value=1)
                 with moved_kv(lm, moves):
-                    texts += self.backbones.generate(lm, limit, inputs_embeds=x, attention_mask=mask)
+                    texts += self.backbones.generate(lm, limit, inputs_embeds=x, attention_mask=seen)
         return texts
 
     def rewrite(self, texts: list[str]) -> list[str]:

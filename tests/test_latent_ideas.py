@@ -96,6 +96,25 @@ def test_sharpened_soft_tokens_are_the_nearest_words_and_nothing_follows_the_end
     assert model.sharpened(soft_tokens) is soft_tokens
 
 
+def test_what_follows_the_end_is_not_read_and_a_text_is_read_alike_beside_longer_ones():
+    model = tiny_stack(sharpen=0.001, **SEVERAL)
+    words, eos = model.backbones.lm.get_input_embeddings().weight, model.backbones.eos
+    prefix = words[torch.tensor([[7, 9, *[eos] * 6], [8, 9, 10, 11, 12, 13, 14, 15], [7, *[eos] * 7]])]
+    part, seen = model.without_end(prefix[[0, 2]])
+    assert seen.tolist() == [[True] * 3, [False, True, True]]
+    assert torch.equal(part[0], prefix[0, :3]) and torch.equal(part[1, 1:], prefix[2, :2])
+    batch = tokenized(PAIRS[:4], model).batch([0, 1, 2])
+    together = model.target_losses(prefix, batch)
+    for i, loss in enumerate(together):
+        alone = tokenized(PAIRS[:4], model).batch([i])
+        assert torch.allclose(loss, model.target_losses(prefix[i : i + 1], alone)[0], rtol=1e-4)
+        x = torch.cat((prefix[i, : [3, 8, 2][i]], model.backbones.embed(alone.tokens[0, :-1])))
+        logits = model.backbones.lm(inputs_embeds=x[None]).logits[0, [2, 7, 1][i] + 1 :]
+        expected = torch.nn.functional.cross_entropy(logits, alone.tokens[0, 1:], reduction="sum")
+        assert torch.allclose(loss, expected, rtol=1e-4)
+    assert model.generate_from_prefix(prefix, 6) == [model.generate_from_prefix(row[None], 6)[0] for row in prefix]
+
+
 def test_the_gradient_goes_through_sharpening():
     model = tiny_stack(sharpen=0.1, **SEVERAL)
     model(tokenized(PAIRS[:4], model).batch([0, 1]))[0].backward()

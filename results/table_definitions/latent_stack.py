@@ -6,8 +6,8 @@ from functools import partial
 from results.tables import get, interval, load, number, table, with_ci
 
 QUICK, PARAPHRASE = "latent-quick/summaries.json", "latent-paraphrase/summaries.json"
-IDEAS, WORDS = "latent-ideas", "latent-words"  # 64 ideas; the words themselves
-SAYBACK, THINKING = f"{IDEAS}/pretrain/sayback.json", f"{IDEAS}/pretrain/thinking.json"
+IDEAS = "latent-ideas/summaries.json"
+SAYBACK, THINKING = "latent-ideas/pretrain/sayback.json", "latent-ideas/pretrain/thinking.json"
 SETTINGS = {
     "base": "base: LoRA on the language model, bag of words, 256-d idea, mean pooling, MLP of 2 layers",
     "no middle model": "no middle model",
@@ -41,7 +41,6 @@ def points(difference: dict, digits: str = "+.4f") -> str:
 
 def verdicts() -> str:
     settings = load("latent_settings.json")["settings"]
-    many = load(f"{IDEAS}/summary.json")
     nats = {name: number(run["val_loss_difference"]["mean"]) for name, run in settings.items()}
     rows = [
         [
@@ -55,14 +54,15 @@ def verdicts() -> str:
             f"another text's vector {number(get(QUICK, 'shuffled.recall_names.mean'), '.1%')}",
         ],
         [
-            "Do 64 ideas hold a text of 64 tokens?",
+            "Do 64 ideas hold a text of 128 tokens?",
             f"**yes**: {with_ci(SAYBACK, 'own.exact', '.1%')} are said back exactly",
             f"another text's ideas {with_ci(SAYBACK, 'shuffled.exact', '.1%')}",
         ],
         [
             "Summaries from them?",
-            f"**better than the beginning**: ROUGE-L {interval(many['rougeL'], many['rougeL_ci95'])}",
-            f"the first three lines, no model: {with_ci(QUICK, 'lead3.rougeL')}",
+            f"**better than the beginning**: ROUGE-L {with_ci(IDEAS, 'own.rougeL')}",
+            f"the first three lines, no model: {with_ci(QUICK, 'lead3.rougeL')}; the words in place of ideas "
+            f"{number(get(IDEAS, 'words.rougeL.mean'))}",
         ],
         [
             "Does a middle model help?",
@@ -195,16 +195,14 @@ def sayback() -> str:
 def ideas_summaries() -> str:
     """The dialogues of `latent-summaries`, from many ideas and from one."""
     measures, rows = {"rougeL": ".3f", "recall_names": ".1%", "recall_words": ".1%"}, []
-    runs = [
-        (IDEAS, "", "64 ideas, after saying back"),
-        (IDEAS, "_shuffled", "the same, another text's (control)"),
-        (WORDS, "", "no ideas: the same words themselves (control)"),
-    ]
-    for run, suffix, label in runs:
-        found = load(f"{run}/summary.json")
-        pairs = [(found[f"{name}{suffix}"], found[f"{name}{suffix}_ci95"]) for name in measures]
-        cells = [interval(*x, digits) for x, digits in zip(pairs, measures.values(), strict=True)]
-        rows.append([label, f"{found['n_params'] / 1e6:.1f}M", *cells])
+    labels = {
+        "own": "64 ideas, after saying back",
+        "shuffled": "the same, another text's (control)",
+        "words": "no ideas, but the same 128 words themselves (control)",
+    }
+    size = f"{get('latent-ideas/summary.json', 'n_params') / 1e6:.1f}M"
+    for kind, label in labels.items():
+        rows.append([label, size, *(with_ci(IDEAS, f"{kind}.{name}", digits) for name, digits in measures.items())])
     for kind, label in kinds("the first three lines").items():
         if kind == "zero":
             continue
