@@ -45,9 +45,9 @@ class Queries(nn.Module):
 
     The query stands at the numbers 0 … P-1 of the words that the soft tokens are to say, should the text be said back.
     It, projected hidden states and projected words are one sequence of a small Transformer in which all see all; states
-    and words are numbered from 0 each. Each idea is P/K of the P outputs side by side, D·K/P numbers of each. The words
-    are what the language model itself reads: an uncased encoder has no case, and its last layer hardly says which of
-    two names it was.
+    and words are numbered from 0 each. Each idea is P/K of the P outputs side by side, D·K/P numbers of each, zeros
+    where the text has ended. The words are what the language model itself reads: an uncased encoder has no case, and
+    its last layer hardly says which of two names it was.
     """
 
     def __init__(self, config: StackConfig, H: int, E: int):
@@ -80,8 +80,9 @@ class Queries(nn.Module):
             positions.append(positions_of(words))
             seen.append(is_word)
         seen = torch.cat(seen, 1)[:, None, None]  # (B, 1, 1, P + L + W)
-        found = self.trunk(torch.cat(x, 1), torch.cat(positions, 1), seen)[:, :P]
-        return self.part(found).reshape(B, self.K, -1)  # (B, P, D·K/P) -> (B, K, D)
+        found = self.part(self.trunk(torch.cat(x, 1), torch.cat(positions, 1), seen)[:, :P])  # (B, P, D·K/P)
+        inside = self.position_ids < is_word.sum(1, keepdim=True)  # (B, P)
+        return (found * inside[..., None]).reshape(B, self.K, -1)
 
 
 class Middle(nn.Module):

@@ -138,8 +138,8 @@ class LatentStack(
         return pooling(self.standardised(hidden_states), mask, words, inputs.lm_ids >= 0).flatten(1)
 
     def one_by_one(self, z: Tensor) -> Tensor:
-        """(B, K·D) -> the single ideas (B, K, D), where there are several."""
-        return z.view(len(z), self.config.ideas, -1) if self.config.ideas > 1 else z
+        """(B, K·D) -> the single ideas (B, K, D), where there are several; of short texts the first ones will do."""
+        return z.view(len(z), -1, self.config.latent_dim) if self.config.ideas > 1 else z
 
     def think(self, z_in: Tensor, middle: nn.Module | None = None) -> Tensor:
         """z_in (B, K·D) -> z_out (B, K·D), by the middle model or another one."""
@@ -151,7 +151,7 @@ class LatentStack(
 
     def soft_tokens(self, z_out: Tensor) -> Tensor:
         """Ideas (B, K·D) -> (B, P, E), not yet sharpened; those of ideas read off by queries are as long as tokens."""
-        soft_tokens = self.expand(self.one_by_one(z_out)).view(len(z_out), self.config.prefix_len, -1)
+        soft_tokens = self.expand(self.one_by_one(z_out)).view(len(z_out), -1, self.config.decoder_dim)
         if self.has_queries:
             soft_tokens = F.normalize(soft_tokens, dim=-1) * soft_tokens.size(-1) ** 0.5
         return soft_tokens * self.prefix_scale

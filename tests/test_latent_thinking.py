@@ -63,6 +63,16 @@ def test_a_middle_model_learns_a_map_of_ideas_that_an_untrained_one_does_not_kno
     assert all(about["n_params"] > 0 for _, about in (found[name] for name in thinking.LAYERS))
 
 
+def test_the_ideas_behind_the_end_of_every_text_are_zeros_and_left_out():
+    model = tiny_stack(**SEVERAL)  # 4 ideas of 2 tokens
+    z = {"one": model.encode(["Ana has"]), "other": model.encode(["Ana has 2 coins"])}  # and EOS
+    assert z["one"].view(4, 16).ne(0).any(1).tolist() == [True, True, False, False]
+    short = thinking.without_zeros(model, z)
+    assert {name: x.shape for name, x in short.items()} == {"one": (1, 3 * 16), "other": (1, 3 * 16)}
+    whole, part = model.prefix(z["other"]), model.prefix(short["other"])
+    assert part.shape == (1, 6, 24) and torch.allclose(part, whole[:, :6])
+
+
 @pytest.mark.parametrize("task", thinking.TASKS)
 def test_tasks_for_thinking_keep_their_numbers_apart(task):
     train, test = ({p.input for p in thinking.generated(task, split, 300)} for split in ("train", "test"))

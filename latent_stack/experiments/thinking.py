@@ -92,6 +92,13 @@ def generated(task: str, split: str, n: int) -> list[Pair]:
 # -------------------------------------------------------------------------------------------- the middles
 
 
+def without_zeros(model: LatentStack, z: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Sets of ideas (N, K·D) -> (N, K'·D), without the last ideas if they are zeros, behind the end of every text."""
+    D = model.config.latent_dim
+    used = torch.cat(list(z.values())).view(-1, next(iter(z.values())).size(1) // D, D).ne(0).any(0).any(-1)  # (K,)
+    return {name: x[:, : (int(used.nonzero().max()) + 1) * D] for name, x in z.items()}
+
+
 def linear_map(z_in: Tensor, z_out: Tensor) -> Callable[[Tensor], Tensor]:
     """Ideas (N, K·D) and those of their targets (N, K·D) -> the ridge regression of the one on the other."""
     mean_in, mean_out = z_in.mean(0), z_out.mean(0)
@@ -162,7 +169,7 @@ def run_task(model: LatentStack, train: list[Pair], test: list[Pair], seed: int)
     parts = {"train": train, "test": test}
     z = {name: model.encode([p.input for p in pairs]) for name, pairs in parts.items()}
     z |= {f"{name}_target": model.encode([p.target for p in pairs]) for name, pairs in parts.items()}
-    targets = [p.target for p in test]
+    z, targets = without_zeros(model, z), [p.target for p in test]
     lower_case = lower_case_words([text for p in (*train, *test) for text in (p.input, p.target)])
     result, said = {"n": len(test), "n_train": len(train)}, {}
     for name, (z_out, about) in thought(model, z, seed).items():
