@@ -172,7 +172,7 @@ PRESETS = {
         ),
     ),
     "ideas": Preset(
-        "1 CPU core, 57 min: the same backbones, 64 ideas; the texts of --pretrain DIR are said back first",
+        "1 CPU core, 57 min: the same backbones, 128 ideas; the texts of --pretrain DIR are said back first",
         dict(
             run="out/latent-ideas",
             encoder=MINILM,
@@ -182,7 +182,7 @@ PRESETS = {
             trains="decoder",
             words_epochs=0,
             pooling="queries",
-            ideas=64,
+            ideas=128,
             middle="identity",
             prefix_len=128,
             sharpen=0.01,
@@ -194,10 +194,10 @@ PRESETS = {
             max_target=48,
             max_new_tokens=40,
             pretrain_tokens=128,
-            pretrain_texts=12000,
-            pretrain_random=1500,
-            pretrain_words=3,
-            pretrain_steps=150,
+            pretrain_texts=6000,
+            pretrain_random=1000,
+            pretrain_words=2,
+            pretrain_steps=100,
         ),
     ),
     "phase1": Preset(

@@ -40,6 +40,7 @@ READ_OFF = {
     "4 ideas": "--ideas 4",
     "1 idea": "--ideas 1",
     "from the words alone": "--queries-read words",
+    "8 ideas, from the words alone": "--ideas 8 --queries-read words",
     "from the encoder alone": "--queries-read encoder",
     "from the encoder alone, with LoRA": "--queries-read encoder --lora-encoder 8 --no-cache",
     "no lists of random words": "--pretrain-random 0",

@@ -41,6 +41,7 @@ def points(difference: dict, digits: str = "+.4f") -> str:
 
 def verdicts() -> str:
     settings = load("latent_settings.json")["settings"]
+    many = load("latent-ideas/summary.json")
     nats = {name: number(run["val_loss_difference"]["mean"]) for name, run in settings.items()}
     rows = [
         [
@@ -54,15 +55,14 @@ def verdicts() -> str:
             f"another text's vector {number(get(QUICK, 'shuffled.recall_names.mean'), '.1%')}",
         ],
         [
-            "Do 64 ideas hold a text of 128 tokens?",
+            "Do 128 ideas hold a text of 128 tokens?",
             f"**yes**: {with_ci(SAYBACK, 'own.exact', '.1%')} are said back exactly",
             f"another text's ideas {with_ci(SAYBACK, 'shuffled.exact', '.1%')}",
         ],
         [
             "Summaries from them?",
-            f"**better than the beginning**: ROUGE-L {with_ci(IDEAS, 'own.rougeL')}",
-            f"the first three lines, no model: {with_ci(QUICK, 'lead3.rougeL')}; the words in place of ideas "
-            f"{number(get(IDEAS, 'words.rougeL.mean'))}",
+            f"**better than the beginning**: ROUGE-L {interval(many['rougeL'], many['rougeL_ci95'])}",
+            f"the first three lines, no model: {with_ci(QUICK, 'lead3.rougeL')}",
         ],
         [
             "Does a middle model help?",
@@ -195,14 +195,14 @@ def sayback() -> str:
 def ideas_summaries() -> str:
     """The dialogues of `latent-summaries`, from many ideas and from one."""
     measures, rows = {"rougeL": ".3f", "recall_names": ".1%", "recall_words": ".1%"}, []
-    labels = {
-        "own": "64 ideas, after saying back",
-        "shuffled": "the same, another text's (control)",
-        "words": "no ideas, but the same 128 words themselves (control)",
-    }
-    size = f"{get('latent-ideas/summary.json', 'n_params') / 1e6:.1f}M"
-    for kind, label in labels.items():
-        rows.append([label, size, *(with_ci(IDEAS, f"{kind}.{name}", digits) for name, digits in measures.items())])
+    many = load("latent-ideas/summary.json")
+    size, n = f"{many['n_params'] / 1e6:.1f}M", get(IDEAS, "n")
+    for suffix, label in (("", "128 ideas, after saying back"), ("_shuffled", "the same, another text's (control)")):
+        pairs = [(many[f"{name}{suffix}"], many[f"{name}{suffix}_ci95"]) for name in measures]
+        rows.append([label, size, *(interval(*x, f) for x, f in zip(pairs, measures.values(), strict=True))])
+    for kind, label in {"own": "128 ideas", "words": "the words themselves in their place (control)"}.items():
+        cells = [with_ci(IDEAS, f"{kind}.{name}", digits) for name, digits in measures.items()]
+        rows.append([f"{label}, the first {n}", size, *cells])
     for kind, label in kinds("the first three lines").items():
         if kind == "zero":
             continue
@@ -224,8 +224,10 @@ def ideas_ablation(kind: str) -> str:
             interval(row["names"]["mean"], row["names"]["ci95"], ".1%"),
         ]
         rows.append([name, f"{row['n_params']:,}", *cells])
-    exactly = "exact but for the case, two seeds"
-    return table(["trained", "parameters", exactly, "less the first", "another's (control)", "names"], rows)
+    return table(
+        ["trained", "parameters", "exact but for the case, by seed", "less the first", "another's (control)", "names"],
+        rows,
+    )
 
 
 MIDDLES = {
