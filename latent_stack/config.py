@@ -172,7 +172,7 @@ PRESETS = {
         ),
     ),
     "ideas": Preset(
-        "1 CPU core, 57 min: the same backbones, 128 ideas; the texts of --pretrain DIR are said back first",
+        "1 CPU core, 1 h: the same backbones, 128 ideas; the texts of --pretrain DIR are said back first",
         dict(
             run="out/latent-ideas",
             encoder=MINILM,

@@ -7,7 +7,7 @@ from results.tables import get, interval, load, number, table, with_ci
 
 QUICK, PARAPHRASE = "latent-quick/summaries.json", "latent-paraphrase/summaries.json"
 IDEAS = "latent-ideas/summaries.json"
-SAYBACK, THINKING = "latent-ideas/pretrain/sayback.json", "latent-ideas/pretrain/thinking.json"
+SAYBACK, THINKING = "latent-ideas/pretrain/sayback.json", "latent-ideas-16/pretrain/thinking.json"
 SETTINGS = {
     "base": "base: LoRA on the language model, bag of words, 256-d idea, mean pooling, MLP of 2 layers",
     "no middle model": "no middle model",
@@ -55,8 +55,9 @@ def verdicts() -> str:
             f"another text's vector {number(get(QUICK, 'shuffled.recall_names.mean'), '.1%')}",
         ],
         [
-            "Do 128 ideas hold a text of 128 tokens?",
-            f"**yes**: {with_ci(SAYBACK, 'own.exact', '.1%')} are said back exactly",
+            "Do 128 ideas hold a sentence?",
+            f"**yes**: the soft tokens spell {with_ci(SAYBACK, 'soft_tokens.exact', '.1%')} exactly, "
+            f"the language model says {with_ci(SAYBACK, 'own.exact', '.1%')}",
             f"another text's ideas {with_ci(SAYBACK, 'shuffled.exact', '.1%')}",
         ],
         [

@@ -80,7 +80,7 @@ def verdicts() -> str:
         ],
         [
             "[Latent stack](latent_stack/README.md): does one vector hold a dialogue?",
-            f"**Its topic**: ROUGE-L {one['own']['rougeL']['mean']:.3f}; 64 hold its beginning: {many:.3f}",
+            f"**Its topic**: ROUGE-L {one['own']['rougeL']['mean']:.3f}; 128 hold its beginning: {many:.3f}",
             f"the first three lines {one['lead3']['rougeL']['mean']:.3f}",
         ],
         [
