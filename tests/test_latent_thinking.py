@@ -70,7 +70,7 @@ def test_the_ideas_behind_the_end_of_every_text_are_zeros_and_left_out():
     short = thinking.without_zeros(model, z)
     assert {name: x.shape for name, x in short.items()} == {"one": (1, 3 * 16), "other": (1, 3 * 16)}
     whole, part = model.prefix(z["other"]), model.prefix(short["other"])
-    assert part.shape == (1, 6, 24) and torch.allclose(part, whole[:, :6])
+    assert part.shape == (1, 6, 24) and torch.allclose(part, whole[:, :6], atol=1e-5)
 
 
 @pytest.mark.parametrize("task", thinking.TASKS)

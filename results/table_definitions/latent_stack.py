@@ -1,7 +1,6 @@
 """The tables of the latent stack, in latent_stack/README.md and results/README.md."""
 
 from collections.abc import Callable
-from functools import partial
 
 from results.tables import get, interval, load, number, table, with_ci
 
@@ -213,8 +212,8 @@ def ideas_summaries() -> str:
     return table(["", "trained parameters", "ROUGE-L", "names generated", "other words generated"], rows)
 
 
-def ideas_ablation(kind: str) -> str:
-    found = {name: row for name, row in load("latent_ideas.json")["variants"].items() if row["kind"] == kind}
+def ideas_ablation() -> str:
+    found = load("latent_ideas.json")["variants"]
     rows = []
     for name, row in found.items():
         less = points(row["exact_less_the_first"], "+.1%") if name != next(iter(found)) else ""
@@ -256,8 +255,7 @@ def thinking() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "latent-sayback": sayback,
     "latent-ideas": ideas_summaries,
-    "latent-read-off": partial(ideas_ablation, "READ_OFF"),
-    "latent-said": partial(ideas_ablation, "SAID"),
+    "latent-read-off": ideas_ablation,
     "latent-thinking": thinking,
     "latent-verdicts": verdicts,
     "latent-summaries": summaries,
