@@ -234,10 +234,12 @@ class LatentStack(
         """Prefix (B, P, …), BOS y1 … without EOS (B, T-1) -> logits (B, T-1, V) of the token after each."""
         embedded, lm = self.backbones.embed(tokens), self.backbones.lm
         prefix, seen = self.without_end(prefix)
-        soft_tokens, moves = prefix.tensor_split((embedded.size(-1),), -1)
+        soft_tokens, moves = prefix.tensor_split((embedded.size(-1),), -1)  # (B, P, E), (B, P, kv_dim or 0)
         x = torch.cat((soft_tokens.to(embedded.dtype), embedded), 1)  # under autocast the prefix is in half precision
         seen = F.pad(seen.long(), (0, tokens.size(1)), value=1)
-        masked = {} if seen.all() else {"attention_mask": seen, "position_ids": (seen.cumsum(1) - 1).clamp(min=0)}
+        masked = {}  # as fast as can be where all of it is read
+        if not seen.all():
+            masked = {"attention_mask": seen, "position_ids": (seen.cumsum(1) - 1).clamp(min=0)}
         with moved_kv(lm, moves):
             return lm(inputs_embeds=x, use_cache=False, logits_to_keep=tokens.size(1), **masked).logits
 
