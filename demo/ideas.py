@@ -21,9 +21,9 @@ from latent_stack.trace import TextIdeas, clean, ideas_at_hand, ideas_of, is_tru
 NAME, SYSTEM, WEIGHTS = "Ideas", "latent_stack", "model.safetensors"
 TRAIN = "python -m latent_stack.train --preset quick"
 ABOUT = (
-    "From the idea of a text, one vector, a middle model predicts the idea of the text to be written; a language model "
-    "that sees nothing else puts it into words. As in a JEPA the prediction is made between vectors; unlike in one it "
-    "is learned from the words that it leads to."
+    "From the idea of a text, one vector or several, a middle model predicts the idea of the text to be written; a "
+    "language model that sees nothing else puts it into words. As in a JEPA the prediction is made between vectors; "
+    "unlike in one it is learned from the words that it leads to."
 )
 N_EXAMPLES = 8  # texts of the test split on the page
 ABSENT = "the run's data is not on this machine (--data-dir names it)"
@@ -105,9 +105,10 @@ def describe(model: LatentStack, run: str | Path) -> str:
             f"{'something of its text' if apart else 'nothing of its text that could be measured'}"
         )
     words = " and the language model's embeddings of its words" if model.has_queries else ""
+    middle = "no middle model (identity)" if config.middle == "identity" else "middle model"
     ideas = "one idea," if config.ideas == 1 else f"{config.ideas} ideas of"
     return (
-        f"text → encoder ({encoder}){words} → **{ideas} {config.latent_dim} numbers** → middle model → "
+        f"text → encoder ({encoder}){words} → **{ideas} {config.latent_dim} numbers** → {middle} → "
         f"{config.prefix_len} soft tokens → language model ({writer}) → text. Nothing but the idea passes.  \n"
         f"**{run}** · {config.dataset} · {model.n_params() / 1e6:.2f}M parameters trained · {measured}."
     )
@@ -245,7 +246,7 @@ def legend(tab: IdeasTab) -> str:
         "is where the slider stands. The map's two axes are the principal components of these ideas and show "
         f"{first + second:.0%} of their variance ({first:.0%} and {second:.0%}): what lies close together here may be "
         "far apart in the other directions."
-    )
+    ) + " A shorter text leaves more of its ideas zero, and the map shows that, too." * tab.model.has_queries
 
 
 def build(tab: IdeasTab) -> None:

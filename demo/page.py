@@ -85,9 +85,9 @@ def build(loaded: dict[str, Any]) -> Any:
     with gr.Blocks(title="nanoJEPA") as page:
         page.load(None, js=ANNOUNCE, api_visibility="private")
         gr.Markdown("# nanoJEPA")
-        with gr.Tabs():
+        with gr.Tabs(selected=next(tab.SYSTEM for tab in TABS if tab.SYSTEM in loaded)):
             for tab in TABS:
-                with gr.Tab(tab.NAME):
+                with gr.Tab(tab.NAME, id=tab.SYSTEM):
                     if tab.SYSTEM in loaded:
                         gr.Markdown(tab.ABOUT, elem_classes="about")
                         tab.build(loaded[tab.SYSTEM])

@@ -133,6 +133,7 @@ def test_what_is_typed_generated_or_in_the_data_is_shown_as_text_not_as_markup(t
 
 def test_the_tab_opens_on_two_examples_that_are_compared_already(tab, texts, found):
     page = build({"latent_stack": tab})
+    assert [block.selected for block in page.blocks.values() if hasattr(block, "selected")] == ["latent_stack"]
     values = [block.value for block in page.blocks.values() if hasattr(block, "value")]
     assert all(text in values for text in texts)
     assert {ideas.show(tab, found), ideas.show_path(found), ideas.draw(tab, found)} <= set(map(str, values))
