@@ -198,8 +198,8 @@ PRESETS = {
             pretrain_tokens=128,
             pretrain_texts=6000,
             pretrain_random=1000,
-            pretrain_words=2,
-            pretrain_steps=100,
+            pretrain_words=4,
+            pretrain_steps=250,
         ),
     ),
     "phase1": Preset(

@@ -301,7 +301,8 @@ def load_pairs(config: StackConfig) -> Splits:
             raise UserError(
                 f"--data-dir {config.data_dir}: --dataset paraphrase is generated; samsum and jsonl read a folder"
             )
-        sizes = {"train": config.n_train or 1200, "val": 200, "test": 500}
+        n_train = config.n_train or 1200
+        sizes = {"train": n_train, "val": min(200, n_train), "test": 500}
         return {split: paraphrases(split, n, config.seed) for split, n in sizes.items()}
 
     splits = _find_splits(config)

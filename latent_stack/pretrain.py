@@ -29,6 +29,7 @@ from latent_stack.pairs import Pair, load_pairs
 STAGES = ("words", "pretrain")
 N_VAL = 100  # sentences of the validation loss
 WORDS_BATCH, WORDS_LR = 32, 2e-3  # of the stage without the language model, whose steps are cheap and gradients tame
+CHEAP = 32  # tokens: of texts longer than that, whose steps cost their length, proportionally fewer are taken
 
 
 def of_length(pairs: list[Pair], model: LatentStack, longest: int) -> list[Pair]:
@@ -65,13 +66,16 @@ def stage_configs(config: StackConfig) -> list[StackConfig]:
 
 
 def staged(data: TokenizedDataset, config: StackConfig, distributed: Distributed, n_steps: int = 0):
-    """As `make_batches`, the first pass short sentences first; of a pass n_steps are taken, evenly spread (0: all)."""
+    """As `make_batches`, the first pass short texts first; of a pass n_steps are taken, from all lengths (0: all)."""
     steps_per_epoch, batches = make_batches(data, config, distributed.rank, distributed.world)
     first = epoch_order(data.length, config.batch_size, config.seed, 0)
-    by_length = np.argsort([data.length[index].mean() for index in first], kind="stable")
-    n_steps = min(n_steps, steps_per_epoch) or steps_per_epoch
-    taken = by_length[np.linspace(0, steps_per_epoch - 1, n_steps).round().astype(int)]
-    return n_steps, lambda epoch, k: batches(epoch, taken[k] if epoch == 0 else k)
+    length = np.array([data.length[index].mean() for index in first])
+    taken = np.argsort(length, kind="stable")
+    if 0 < n_steps < steps_per_epoch:
+        place = np.cumsum(CHEAP / np.maximum(length[taken], CHEAP))
+        even = np.linspace(place[0], place[-1], n_steps)
+        taken = taken[np.interp(even, place, np.arange(steps_per_epoch)).round().astype(int)]
+    return len(taken), lambda epoch, k: batches(epoch, taken[k] if epoch == 0 else k)
 
 
 def training(batches, what: str):

@@ -1,7 +1,9 @@
 """What helps to say a text back, and a middle model that thinks in ideas: the experiments on tiny backbones."""
 
 import re
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from helpers import call
@@ -12,9 +14,22 @@ from common.options import parse
 from latent_stack import evaluate, train
 from latent_stack.config import PRESETS, StackConfig
 from latent_stack.experiments import thinking
+from latent_stack.pretrain import staged
 from results import latent_ideas
 
-# ------------------------------------------------------------------------------------ variants of the first stage
+# ----------------------------------------------------------------------------- the first stage, and variants of it
+
+
+@pytest.mark.parametrize("longer, of_them", ((32, 20), (64, 13), (128, 8)))  # shares 1 : 1, 1 : 1/2 and 1 : 1/4
+def test_a_part_of_the_first_pass_has_short_texts_first_and_fewer_of_those_that_cost_more(longer, of_them):
+    data = SimpleNamespace(length=np.repeat([16, longer], 200), loss_denominators=lambda index: {})
+    data.batch = lambda index, denominators: data.length[index]
+    config, alone = StackConfig(batch_size=4), SimpleNamespace(rank=0, world=1)
+    n_steps, batches = staged(data, config, alone, 40)
+    lengths = [batch.mean() for k in range(n_steps) for batch in batches(0, k)]
+    assert n_steps == 40 and lengths == sorted(lengths) and lengths.count(longer) == pytest.approx(of_them, abs=1)
+    n_steps, batches = staged(data, config, alone)  # all of it
+    assert sum(batch.sum() for k in range(n_steps) for batch in batches(0, k)) == data.length.sum()
 
 
 def test_variants_of_the_first_stage_stand_beside_the_first_and_are_not_trained_twice(tmp_path, monkeypatch, capsys):
