@@ -27,7 +27,7 @@ from torch import Tensor
 from common.options import UserError, fault, resumed
 
 RUN_FILES = (".json", ".jsonl", ".png", ".pt", ".safetensors", ".tmp")  # what scripts write into a run's folder
-RETIRED = {"compile"}  # options that earlier runs have in their config.json
+RETIRED = {"compile", "rename"}  # options that earlier runs have in their config.json
 STATE, PREVIOUS = "state.pt", "state.previous.pt"  # what --resume needs; the second if the first is damaged
 
 

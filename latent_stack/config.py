@@ -3,7 +3,7 @@
 python -m latent_stack.train --help-all      all options and presets
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -53,7 +53,6 @@ class StackConfig(LoopConfig):
         "", "samsum: DIR/samsum/SPLIT, DIR/dialogsum/*.jsonl; others: DIR/SPLIT.jsonl, input and target", path=True
     )
     n_train: int = opt(0, "use this many training pairs (0: all; paraphrase: 1,200)", low=0)
-    rename: int = opt(0, "dialogues: and this many copies of each, the speakers under other names", low=0)
     max_input: int = opt(256, "longest input in tokens; longer ones are truncated and counted", low=4)
     max_target: int = opt(64, "longest target in tokens; longer ones are truncated and counted", low=2)
 
@@ -139,17 +138,21 @@ class EvalConfig:
     seed: int = opt(0, "seed of controls, bootstrap, clusters and the random middle model", low=0)
     device: str = opt("auto", "auto, cpu, cuda, cuda:N or mps; auto takes the best one present")
 
+    output: str = internal("")  # what is written, without its suffix
+
 
 def output_name(config: EvalConfig, trained: StackConfig) -> str:
     """`map`, or `map-NAME` for a data set or folder NAME that is not the run's own: that run's files must stay."""
-    name = config.what if dataset_of(config, trained) == trained.dataset else f"{config.what}-{config.dataset}"
+    name = config.what if config.dataset in ("run", trained.dataset) else f"{config.what}-{config.dataset}"
     same = not config.data_dir or Path(config.data_dir).resolve() == Path(trained.data_dir or ".").resolve()
     return name if same else f"{name}-{Path(config.data_dir).resolve().name}"
 
 
-def dataset_of(config: EvalConfig, trained: StackConfig) -> str:
-    """The data set that is evaluated on."""
-    return trained.dataset if config.dataset == "run" else config.dataset
+def evaluated_on(config: EvalConfig, trained: StackConfig) -> StackConfig:
+    """A run's configuration with the data that it is evaluated on; its folder has no other data set than its own."""
+    dataset = trained.dataset if config.dataset == "run" else config.dataset
+    own = trained.data_dir if dataset == trained.dataset else ""
+    return replace(trained, dataset=dataset, data_dir=config.data_dir or own)
 
 
 # --------------------------------------------------------------------------------------------- presets

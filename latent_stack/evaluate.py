@@ -24,7 +24,7 @@ from pathlib import Path
 from common.checkpoint import write_json
 from common.device import resolve_device
 from common.options import UserError, flag, parse, run_main
-from latent_stack.config import EvalConfig, dataset_of, output_name
+from latent_stack.config import EvalConfig, evaluated_on, output_name
 from latent_stack.experiments import capacity, cluster, interpolate, middle, neighbours, sayback, summaries, thinking
 from latent_stack.experiments import map as idea_map
 from latent_stack.model import load_run
@@ -42,6 +42,7 @@ RUN = {
     "sayback": sayback.run,
     "thinking": thinking.run,
 }
+READ_BY = {"refine": ("sayback",), "clusters": ("cluster", "map")}  # options of some experiments only
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -49,7 +50,8 @@ def main(argv: list[str] | None = None) -> None:
     text = sys.stdin.read() if config.text == "-" else config.text
     if "text" in given and not text.strip():
         raise UserError("--text: the text is empty")
-    idle = {"what", "refine", "clusters", "dataset"} if text else {"refine"} if config.what != "sayback" else set()
+    idle = {"what", "dataset"} if text else set()
+    idle |= {name for name, readers in READ_BY.items() if text or config.what not in readers}
     if unused := given & idle:
         raise UserError(f"{flag(min(unused))} has no effect here; leave it out")
     model = load_run(config.run, resolve_device(config.device).device)
@@ -58,13 +60,13 @@ def main(argv: list[str] | None = None) -> None:
         print(report(model, text, *ideas_at_hand(model, config.data_dir, config.limit)))
         return
 
-    data_dir = config.data_dir or model.config.data_dir
-    dataset = dataset_of(config, model.config)
-    pairs = load_pairs(replace(model.config, dataset=dataset, data_dir=data_dir))["test"][: config.limit or None]
+    path = Path(config.run) / output_name(config, model.config)
+    config, model.config = replace(config, output=str(path)), evaluated_on(config, model.config)
+    pairs = load_pairs(model.config)["test"][: config.limit or None]
     if len(pairs) < 10:
         raise UserError(f"{len(pairs)} test texts: an experiment needs 10 or more")
-    about = {"dataset": dataset, "data_dir": data_dir}
-    path = Path(config.run) / f"{output_name(config, model.config)}.json"
+    about = {"dataset": model.config.dataset, "data_dir": model.config.data_dir}
+    path = f"{path}.json"
     write_json(path, about | RUN[config.what](model, pairs, config))
     print(f"\nwrote {path}")
 

@@ -61,10 +61,15 @@ class Queries(nn.Module):
         self.reads, self.K = config.queries_read, K
         self.project_states = nn.Linear(H, D) if self.reads != "words" else None
         self.project_words = nn.Sequential(nn.LayerNorm(E), nn.Linear(E, D)) if self.reads != "encoder" else None
-        self.query = nn.Parameter(torch.randn(D) * D**-0.5)
+        self.query = nn.Parameter(torch.empty(D))
+        self.reset_parameters()
         self.trunk = Transformer(2, D, 4, config.dropout)
         self.part = nn.Linear(D, D * K // P)
         self.register_buffer("position_ids", torch.arange(P), persistent=False)
+
+    def reset_parameters(self) -> None:
+        """The query's own; its parts have theirs."""
+        nn.init.normal_(self.query, std=len(self.query) ** -0.5)
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor, words: Tensor, is_word: Tensor) -> Tensor:
         """(B, L, H), (B, L) bool, words (B, W, E), (B, W) bool -> (B, K, D)."""

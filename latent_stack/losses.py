@@ -38,9 +38,10 @@ class BagOfWords:
         return found.scatter_(1, tokens + 1, 1.0)[:, 1 + self.words]
 
     def __call__(self, prefix: Tensor, tokens: Tensor) -> Tensor:
-        """Soft tokens (B, P, E), target tokens (B, T) -> (), in nats, summed over texts and their distinct words."""
+        """Prefix (B, P, …), target tokens (B, T) -> (), in nats, summed over texts and their distinct words."""
         with torch.autocast(prefix.device.type, enabled=False):
-            cosine = F.normalize(prefix.float(), dim=-1) @ self.directions.T  # (B, P, W)
+            soft_tokens = prefix[..., : self.directions.size(1)].float()  # without what moves keys and values
+            cosine = F.normalize(soft_tokens, dim=-1) @ self.directions.T  # (B, P, W)
             logits = SHARPNESS * cosine + self.log_frequency
             log_likelihood = logits.log_softmax(-1).logsumexp(1) - math.log(prefix.size(1))  # (B, W)
             return -(self.multi_hot(tokens) * log_likelihood).sum()
@@ -50,8 +51,9 @@ class WordsInOrder:
     """`loss(prefix, tokens)`: soft token p is to be token p of the target, its EOS among them.
 
     -log likelihood by the cosine with its embedding, among the tokens of the batch, those most like each of them, and
-    N_OTHERS more; and DISTANCE · (1 - cosine). Without the like ones "temple" does for "cathedral". Without the
-    distance a soft token is nearest to its word, and yet too far from it for the language model to read.
+    N_OTHERS more, not the same ones in every process; and DISTANCE · (1 - cosine). Without the like ones "temple" does
+    for "cathedral". Without the distance a soft token is nearest to its word, and yet too far from it for the language
+    model to read.
     """
 
     N_OTHERS, N_ALIKE, DISTANCE = 500, 5, 2.0
@@ -69,14 +71,14 @@ class WordsInOrder:
             self.alike[words] = cosine.topk(self.N_ALIKE + 1).indices
 
     def __call__(self, prefix: Tensor, tokens: Tensor) -> Tensor:
-        """Soft tokens (B, P, E), target tokens (B, T) from BOS on -> (), in nats, summed over the first P tokens."""
+        """Prefix (B, P, …), target tokens (B, T) from BOS on -> (), in nats, summed over the first P tokens."""
         target = tokens[:, 1 : 1 + prefix.size(1)]
         others = self.words[torch.randint(len(self.words), (self.N_OTHERS,), device=self.words.device)]
         given = target[target >= 0]
         candidates = torch.unique(torch.cat((given, self.alike[given].flatten(), others)))  # sorted, (C,)
         with torch.autocast(prefix.device.type, enabled=False):
-            soft_tokens = F.normalize(prefix[:, : target.size(1)].float(), dim=-1)[target >= 0]  # (N, E)
-            cosine = soft_tokens @ self.directions[candidates].T  # (N, C)
+            soft_tokens = prefix[:, : target.size(1), : self.directions.size(1)][target >= 0].float()  # (N, E)
+            cosine = F.normalize(soft_tokens, dim=-1) @ self.directions[candidates].T  # (N, C)
         found = torch.searchsorted(candidates, given)  # (N,)
         distance = 1 - cosine.gather(1, found[:, None])
         return F.cross_entropy(self.SHARPNESS * cosine, found, reduction="sum") + self.DISTANCE * distance.sum()

@@ -172,23 +172,6 @@ def jsonl_from_folder(folder: str | Path) -> Splits:
     return _with_validation(splits)
 
 
-SPEAKER = re.compile(r"^([A-Z][a-z]+|#Person\d#):", re.MULTILINE)  # a name, or DialogSum's stand-in for one
-
-
-def renamed(pairs: list[Pair], copies: int, seed: int = 0) -> list[Pair]:
-    """Dialogues and summaries -> `copies` more of each, the speakers under other speakers' names in both: who a summary
-    names must be read in the dialogue. Pairs without such speakers are not copied."""
-    rng, found = random.Random(seed), []
-    names = sorted({name for p in pairs for name in SPEAKER.findall(p.input) if name.isalpha()})
-    for pair in (p for _ in range(copies) for p in pairs):
-        speakers = sorted(set(SPEAKER.findall(pair.input)))
-        if speakers and len(names) >= len(speakers):
-            other = dict(zip(speakers, rng.sample(names, len(speakers)), strict=True))
-            speaker = re.compile("|".join(rf"(?<!\w){name}(?!\w)" for name in speakers))
-            found.append(Pair(*(speaker.sub(lambda m, other=other: other[m[0]], x) for x in (pair.input, pair.target))))
-    return found
-
-
 # ----------------------------------------------------------------------------------- texts of any kind
 
 TEXT_KEYS = (*INPUT_KEYS, *TARGET_KEYS, "question")
@@ -315,5 +298,4 @@ def load_pairs(config: StackConfig) -> Splits:
         raise UserError(f"{config.data_dir or config.dataset}: no pairs are left for training and validation")
     if config.n_train:
         train = random.Random(config.seed).sample(train, min(config.n_train, len(train)))
-    train += renamed(train, config.rename, config.seed)
     return {"train": train, "val": val, "test": splits["test"]}

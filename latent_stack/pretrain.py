@@ -57,7 +57,7 @@ def random_words(model: LatentStack, n: int, longest: int, seed: int) -> list[Pa
 
 def stage_configs(config: StackConfig) -> list[StackConfig]:
     """The two stages as runs of their own: said back is what --dataset texts has."""
-    same = dict(dataset="texts", data_dir=config.pretrain, pretrain="", rename=0, max_target=config.pretrain_tokens)
+    same = dict(dataset="texts", data_dir=config.pretrain, pretrain="", n_train=0, max_target=config.pretrain_tokens)
     same |= dict(max_steps=0, eval_every=0, max_new_tokens=config.pretrain_tokens + 4)
     folders = {name: str(Path(config.run) / name) for name in STAGES}
     schedule = dict(epochs=config.pretrain_words, batch_size=WORDS_BATCH, lr=WORDS_LR)
@@ -74,7 +74,7 @@ def staged(data: TokenizedDataset, config: StackConfig, distributed: Distributed
     if 0 < n_steps < steps_per_epoch:
         place = np.cumsum(CHEAP / np.maximum(length[taken], CHEAP))
         even = np.linspace(place[0], place[-1], n_steps)
-        taken = taken[np.interp(even, place, np.arange(steps_per_epoch)).round().astype(int)]
+        taken = taken[np.unique(np.interp(even, place, np.arange(steps_per_epoch)).round().astype(int))]
     return len(taken), lambda epoch, k: batches(epoch, taken[k] if epoch == 0 else k)
 
 
@@ -87,7 +87,7 @@ def sentences(model: LatentStack, config: StackConfig, task: list[Pair]) -> tupl
     """What is said back: the training and validation sentences of --pretrain, and in training the beginnings of the
     task's own inputs."""
     said = stage_configs(config)[1]
-    pairs = load_pairs(replace(said, n_train=0))
+    pairs = load_pairs(said)
     train = of_length(pairs["train"], model, config.pretrain_tokens)
     if config.pretrain_texts:
         train = random.Random(config.seed).sample(train, min(config.pretrain_texts, len(train)))

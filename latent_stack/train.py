@@ -205,6 +205,8 @@ def checked(config: StackConfig) -> StackConfig:
         raise UserError(f"--queries-read {config.queries_read} needs --pooling queries, not {config.pooling}")
     if config.trains == "decoder" and not (config.lora_decoder or config.prefix_kv):
         raise UserError("--trains decoder needs --lora-decoder or --prefix-kv: nothing else in it is trained")
+    if config.trains == "decoder" and not (config.pretrain or config.init):
+        raise UserError("--trains decoder needs ideas that say something: --pretrain TEXTS, or --init RUN/pretrain")
     if config.dataset == "auto":
         return replace(config, dataset="samsum" if config.data_dir else "paraphrase")
     return config
@@ -262,7 +264,7 @@ def main(argv: list[str] | None = None) -> None:
         start(model, train, len(pairs["train"]), said, device, distributed)
     if config.words_weight:
         model.bag_of_words = BagOfWords(train.targets, backbones.lm, (backbones.bos, backbones.eos))
-    if config.words_weight and config.words_epochs and not resume:
+    if config.words_weight and config.words_epochs and config.trains == "all" and not resume:
         found = train_bag_of_words(model, train, device, quiet=not distributed.main)
         if distributed.main:
             append_log(run, step=0, **found)

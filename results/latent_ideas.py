@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common.checkpoint import is_started, write_json
 from common.options import UserError, run_main
 from common.stats import bootstrap_mean, paired_difference, signed
-from latent_stack.experiments.measures import derangement, lower_case_words, recall_of
-from latent_stack.experiments.sayback import plain, spelled
+from latent_stack.experiments.measures import derangement, recall_of
+from latent_stack.experiments.sayback import never_names, plain, spelled
 from latent_stack.model import load_run
 from latent_stack.pairs import load_pairs
 from latent_stack.pretrain import of_length
@@ -50,8 +50,7 @@ SAID = {
     "LoRA, soft tokens not sharpened": "--sharpen 0",
     "keys and values": "--lora-decoder 0 --prefix-kv",
     "LoRA, keys and values": "--prefix-kv",
-    "the soft tokens alone, by the language model's loss": "--lora-decoder 0 --sharpen 0 --pretrain-words 0 "
-    "--trains all",
+    "the soft tokens alone, by both losses at once": "--lora-decoder 0 --sharpen 0 --pretrain-words 0 --trains all",
 }
 VARIANTS = READ_OFF | {name: f"--pretrain-steps 100 {words}" for name, words in SAID.items()}
 N = 400  # held-out sentences
@@ -71,9 +70,8 @@ def train(name: str, seed: int, args) -> Path:
 def said_back(run: Path, by_lm: bool) -> dict[str, np.ndarray]:
     """-> {measure: a value a sentence, or for names one a sentence that has any}, own and of another sentence."""
     model = load_run(run)
-    splits = load_pairs(model.config)
-    texts = [p.target for p in of_length(splits["test"], model, model.config.max_target)[:N]]
-    lower_case = lower_case_words([p.target for split in splits.values() for p in split])
+    texts = [p.target for p in of_length(load_pairs(model.config)["test"], model, model.config.max_target)[:N]]
+    lower_case = never_names(model, texts)
     prefix, found = model.prefix(model.think(model.encode(texts))), {}
     said = model.generate_from_prefix(prefix) if by_lm else spelled(model, prefix)
     for name, words in (("", said), ("_shuffled", [said[i] for i in derangement(len(said))])):

@@ -13,7 +13,7 @@ from common.batching import pad
 from common.checkpoint import read_json
 from common.options import UserError
 from latent_stack import evaluate
-from latent_stack.config import EvalConfig, StackConfig, output_name
+from latent_stack.config import EvalConfig, StackConfig, evaluated_on, output_name
 from latent_stack.experiments import capacity
 from latent_stack.experiments.baselines import lead3, prompted
 from latent_stack.experiments.cluster import centroid_scores, typical_words
@@ -143,7 +143,8 @@ def test_a_long_text_is_truncated_to_the_language_models_room(monkeypatch, capsy
 def experiment(what: str, limit: int = 16) -> tuple[dict, str]:
     """Run an experiment on the trained run -> (what its JSON file holds, what was printed)."""
     run = trained_run().run
-    done = call(evaluate, "--run", run, "--what", what, "--limit", limit, "--clusters", 3, "--device", "cpu")
+    clusters = ["--clusters", 3] if what in ("cluster", "map") else []
+    done = call(evaluate, "--run", run, "--what", what, "--limit", limit, *clusters, "--device", "cpu")
     assert all(line == line.rstrip() for line in done.stdout.splitlines()), "blanks at the end of a line"
     return read_json(run / f"{what}.json"), done.stdout
 
@@ -208,6 +209,16 @@ def test_an_experiment_on_other_data_leaves_the_runs_own_result():
     assert output_name(EvalConfig(what="map"), trained) == "map"
     assert output_name(EvalConfig(what="map", data_dir="a/data"), trained) == "map"
     assert output_name(EvalConfig(what="map", data_dir="b/other"), trained) == "map-other"
+    assert output_name(EvalConfig(what="map", dataset="qa"), trained) == "map-qa"
+    own, moved, other = (
+        evaluated_on(EvalConfig(**changes), trained)
+        for changes in (dict(), dict(data_dir="b"), dict(dataset="paraphrase"))
+    )
+    assert [(x.dataset, x.data_dir) for x in (own, moved, other)] == [
+        ("samsum", "a/data"),
+        ("samsum", "b"),
+        ("paraphrase", ""),
+    ]
 
 
 # ------------------------------------------------------------------------------------------ one's own text
@@ -279,8 +290,8 @@ def test_soft_tokens_are_moved_until_more_of_a_text_is_said(monkeypatch):
     monkeypatch.setattr(capacity, "LR", 0.3)
     model = tiny_stack()
     tokens = pad([ids[1:7] for ids in tokenized(PAIRS[:10], model).targets], -1)
-    (x, prefix_of), lm = capacity.conditions(model, PAIRS[:10], 0)["16 soft tokens"], model.backbones.lm
-    curve, needed = capacity.optimise(x, prefix_of, tokens, model.backbones.bos, lm, model.backbones.embed)
+    x, prefix_of = capacity.conditions(model, PAIRS[:10], 0)["16 soft tokens"]
+    curve, needed = capacity.optimise(x, prefix_of, tokens, model)
     assert (np.diff(curve, axis=0) >= 0).all() and curve[-1].sum() > curve[0].sum() + 6 and curve.shape == (61, 10)
     assert [min(60, int((curve[:, i] < 6).sum())) for i in range(10)] == needed.tolist()
 

@@ -25,11 +25,11 @@ from common.checkpoint import read_json
 from common.options import UserError
 from latent_stack import evaluate, pretrain, train
 from latent_stack.experiments import sayback
-from latent_stack.experiments.neighbours import vectors_of
+from latent_stack.experiments.neighbours import untrained, vectors_of
 from latent_stack.experiments.sayback import spelled
 from latent_stack.losses import WordsInOrder
 from latent_stack.model import load_run
-from latent_stack.pairs import SPEAKER, Pair, paraphrases, renamed, sentences, texts_from
+from latent_stack.pairs import Pair, paraphrases, sentences, texts_from
 from latent_stack.pretrain import random_words
 from latent_stack.refine import distances, refined
 
@@ -72,6 +72,8 @@ def test_an_untrained_reading_stands_beside_that_of_several_ideas():
     assert torch.allclose(found["z_in"], model.encode(TEXTS[:4]), atol=1e-5)
     assert torch.allclose(found["z_in, mean of the ideas"], found["z_in"].view(4, 4, 16).mean(1), atol=1e-5)
     assert not torch.allclose(found["z_in"], found["z_in, untrained"], atol=1e-2)
+    fresh = dict(untrained(model.pooling).named_parameters())
+    assert not any(torch.equal(p, fresh[name]) for name, p in model.pooling.named_parameters() if p.std() > 0)
 
 
 @pytest.mark.parametrize("changes", [dict(ideas=3), dict(ideas=5, latent_dim=12)])
@@ -219,30 +221,6 @@ def test_lists_of_random_words_have_every_word_of_the_vocabulary_equally_often()
     assert all(p.input == p.target and 3 <= len(p.target.split()) <= 10 for p in pairs)
 
 
-# -------------------------------------------------------------------------------------- renamed speakers
-
-
-def test_speakers_are_renamed_in_the_dialogue_and_its_summary_alike():
-    pairs = [
-        Pair("Ana: Hi Ben, it is Anas turn\nBen: ok", "Ben hears from Ana about Anas turn."),
-        Pair("#Person1#: Where is Tom?\n#Person2#: Here: take him.", "#Person1# asks #Person2# about Tom."),
-        Pair("no speaker here", "nothing"),
-        Pair("Eve: hello\nZoe: hi", "Eve and Zoe talk."),
-    ]
-    found = renamed(pairs, 20)
-    assert len(found) == 3 * 20 and found == renamed(pairs, 20) and renamed(pairs, 0) == []
-    for pair in found:
-        first, second = SPEAKER.findall(pair.input)
-        assert first != second and {first, second} <= {"Ana", "Ben", "Eve", "Zoe"}
-        expected = {
-            "hears": f"{second} hears from {first} about Anas turn.",
-            "asks": f"{first} asks {second} about Tom.",
-            "talk": f"{first} and {second} talk.",
-        }
-        assert pair.target == next(text for key, text in expected.items() if key in pair.target)
-    assert any("Hi Eve" in p.input or "Hi Zoe" in p.input for p in found)
-
-
 # ---------------------------------------------------------------------------------------- the stages
 
 
@@ -296,9 +274,11 @@ def test_the_decoder_alone_learns_the_task_and_the_ideas_stay(tmp_path):
     words = [*words_for(tmp_path / "run", "")[:-2], "--init", said_back() / "pretrain", "--trains", "decoder"]
     done = call(train, *words, check=False)
     assert done.returncode and "--trains decoder needs --lora-decoder" in done.stderr
+    words = [*options(tmp_path / "run"), "--trains", "decoder", "--lora-decoder", 2]
+    assert "needs ideas that say something" in call(train, *words, check=False).stderr
     run = tmp_path / "lora"
     folder = texts_folder(tmp_path / "texts")
-    call(train, *words_for(run, folder), "--lora-decoder", 2, "--trains", "decoder", "--words-epochs", 0)
+    call(train, *words_for(run, folder), "--lora-decoder", 2, "--trains", "decoder")
     before, after = weights(run / "pretrain"), weights(run)
     changed = {name for name in after if not torch.equal(before[name], after[name])}
     assert changed and all(name.startswith("lora.lm") for name in changed)

@@ -94,6 +94,10 @@ def test_ideas_move_the_keys_and_values_of_their_soft_tokens_and_at_first_by_not
     assert losses[0] == losses[1] and abs(losses[2] - losses[0]) > 1e-3
     assert moved.kv.out_features == 5 * 2 * 2 * 12  # soft tokens, layers, keys and values, numbers of a head
     assert not any(module._forward_hooks for module in moved.backbones.lm.modules()), "a hook stayed behind"
+    losses = [
+        BagOfWords([[1, 2, 3]], model.backbones.lm)(model.prefix_of(batch), batch.tokens) for model in (plain, moved)
+    ]
+    assert torch.equal(*losses)  # of the soft tokens alone
     with pytest.raises(UserError, match="k_proj and v_proj"):
         tiny_stack(prefix_kv=True)  # GPT-2
 

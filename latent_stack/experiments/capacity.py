@@ -22,13 +22,13 @@ from torch import Tensor
 from common.batching import pad
 from common.plots import COLOURS, MARKERS, figure
 from common.stats import bootstrap_mean
-from latent_stack.config import EvalConfig, output_name
+from latent_stack.config import EvalConfig
 from latent_stack.data import TokenizedDataset
 from latent_stack.model import LatentStack
 from latent_stack.pairs import Pair
 
 MOST_TEXTS, MOST_TOKENS = 4, 20  # about 10 min on a free CPU core
-STEPS, LR = 150, 0.05  # LR: of the standard deviation of what is optimised
+STEPS, LR = 500, 0.05  # LR: of the standard deviation of what is optimised
 GROW = 4  # tokens that a stage adds
 SOFT_TOKENS, NUMBERS = (1, 4, 16), (64, 256, 512)
 
@@ -57,11 +57,11 @@ def conditions(model: LatentStack, pairs: list[Pair], seed: int) -> dict[str, tu
         name = f"{D} numbers, random expansion"
         found[name] = normal(B, D), lambda x, W=expansion: (x @ W).view(len(x), P, E) * scale
     z = model.think(model.encode([p.input for p in pairs]))
-    found[f"an idea of {z[0].numel()}, trained expansion"] = z, lambda x: model.sharpened(model.soft_tokens(x))
+    found[f"an idea of {z[0].numel()}, trained expansion"] = z, model.prefix
     return found
 
 
-def optimise(x: Tensor, prefix_of: Callable, tokens: Tensor, bos: int, lm, embed) -> tuple[np.ndarray, np.ndarray]:
+def optimise(x: Tensor, prefix_of: Callable, tokens: Tensor, model: LatentStack) -> tuple[np.ndarray, np.ndarray]:
     """Rows x (B, …) -> tokens said exactly after each step (STEPS + 1, B), the most so far; steps until all are (B,).
 
     `tokens` (B, T), -1 behind the end. Texts that are said whole take no further part.
@@ -71,13 +71,12 @@ def optimise(x: Tensor, prefix_of: Callable, tokens: Tensor, bos: int, lm, embed
     length = (tokens >= 0).sum(1)
     stage, best = length.clamp(max=GROW), torch.zeros_like(length)
     curve, needed = [], torch.full_like(length, STEPS)
-    given = torch.cat((torch.full_like(tokens[:, :1], bos), tokens[:, :-1].clamp(min=0)), 1)
+    given = torch.cat((torch.full_like(tokens[:, :1], model.backbones.bos), tokens[:, :-1].clamp(min=0)), 1)
     for step in range(STEPS + 1):
         index = (best < length).nonzero()[:, 0]
         if len(index):
             T = int(stage[index].max())
-            read = torch.cat((prefix_of(x[index]), embed(given[index, :T])), 1)
-            logits = lm(inputs_embeds=read, use_cache=False, logits_to_keep=T).logits.float()
+            logits = model.logits(prefix_of(x[index]), given[index, :T]).float()
             target = tokens[index, :T].masked_fill(torch.arange(T, device=x.device) >= stage[index, None], -1)
             said = said_exactly(logits, target)
             best[index] = torch.maximum(best[index], said)
@@ -89,7 +88,7 @@ def optimise(x: Tensor, prefix_of: Callable, tokens: Tensor, bos: int, lm, embed
             grown = torch.minimum(stage[index] + GROW, length[index])
             stage[index] = torch.where(said == stage[index], grown, stage[index])
         curve.append(best.tolist())
-    return np.array(curve), needed.numpy()
+    return np.array(curve), needed.cpu().numpy()
 
 
 def run(model: LatentStack, pairs: list[Pair], config: EvalConfig) -> dict:
@@ -98,24 +97,24 @@ def run(model: LatentStack, pairs: list[Pair], config: EvalConfig) -> dict:
     tokens = pad([row[1 : 1 + MOST_TOKENS] for row in ids], -1).to(model.device)
     length = (tokens >= 0).sum(1).cpu().numpy()
     rows, curves = {}, {}
-    with model.backbones.generating_lm() as lm:
-        for name, (x, prefix_of) in conditions(model, pairs, config.seed).items():
-            curve, needed = optimise(x, prefix_of, tokens, model.backbones.bos, lm, model.backbones.embed)
-            said = curve / length
-            curves[name] = said.mean(1)
-            rows[name] = row = {
-                "numbers": x[0].numel(),
-                "at_first": bootstrap_mean(said[0], config.seed),
-                "said": bootstrap_mean(said[-1], config.seed),
-                "whole": float((said[-1] == 1).mean()),
-                "steps_needed": needed.tolist(),
-            }
-            print(
-                f"{name:<34}{row['numbers']:>6,} numbers; of the tokens {row['at_first']['mean']:>4.0%} said at first, "
-                f"{row['said']['mean']:>4.0%} at last; {row['whole']:>4.0%} of the texts whole",
-                flush=True,
-            )
-    draw(Path(config.run) / f"{output_name(config, model.config)}.png", curves)
+    model.requires_grad_(False)
+    for name, (x, prefix_of) in conditions(model, pairs, config.seed).items():
+        curve, needed = optimise(x, prefix_of, tokens, model)
+        said = curve / length
+        curves[name] = said.mean(1)
+        rows[name] = row = {
+            "numbers": x[0].numel(),
+            "at_first": bootstrap_mean(said[0], config.seed),
+            "said": bootstrap_mean(said[-1], config.seed),
+            "whole": float((said[-1] == 1).mean()),
+            "steps_needed": needed.tolist(),
+        }
+        print(
+            f"{name:<34}{row['numbers']:>6,} numbers; of the tokens {row['at_first']['mean']:>4.0%} said at first, "
+            f"{row['said']['mean']:>4.0%} at last; {row['whole']:>4.0%} of the texts whole",
+            flush=True,
+        )
+    draw(Path(f"{config.output}.png"), curves)
     return {"n": len(pairs), "tokens": length.tolist(), "steps": STEPS, "capacity": rows}
 
 

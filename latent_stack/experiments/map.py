@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from common.plots import COLOURS, LEGEND, MARKERS, WIDTH, figure, headline
-from latent_stack.config import EvalConfig, output_name
+from latent_stack.config import EvalConfig
 from latent_stack.experiments.cluster import cluster_ideas, typical_words, word_sets
 from latent_stack.model import LatentStack
 from latent_stack.pairs import Pair
@@ -24,7 +24,7 @@ def run(model: LatentStack, pairs: list[Pair], config: EvalConfig) -> dict:
     shuffled = np.random.default_rng(config.seed).permutation(kmeans.labels_)
     apart, control = (float(silhouette_score(z, labels)) for labels in (kmeans.labels_, shuffled))
 
-    path = Path(config.run) / f"{output_name(config, model.config)}.png"
+    path = Path(f"{config.output}.png")
     with figure(path, 1, 2, (WIDTH, 4.9)) as (fig, (left, right)):
         for axis, points in ((left, pca.transform(z)), (right, tsne.fit_transform(z))):
             scatter(axis, points, kmeans, word_sets(pairs))

@@ -47,6 +47,12 @@ def spelled(model: LatentStack, prefix: Tensor) -> list[str]:
     return texts
 
 
+def never_names(model: LatentStack, texts: list[str]) -> set[str]:
+    """Words that are no names: of all splits, since in a few sentences many a first word is never in lower case."""
+    every = [p.target for split in load_pairs(model.config).values() for p in split]
+    return lower_case_words([*every, *texts]) | {"person"}  # DialogSum's speakers are #Person1#, #Person2#
+
+
 @torch.no_grad()
 def run(model: LatentStack, pairs: list[Pair], config: EvalConfig) -> dict:
     short = of_length(pairs, model, model.config.max_target)
@@ -56,9 +62,7 @@ def run(model: LatentStack, pairs: list[Pair], config: EvalConfig) -> dict:
     z_in = model.encode(texts)
     by_round, distance = refined(model, z_in, config.refine)
     said = by_round[0]
-    # of all splits: in a few sentences many a first word is never written in lower case, and would pass for a name
-    every = [p.target for split in load_pairs(model.config).values() for p in split]
-    lower_case = lower_case_words([*every, *texts]) | {"person"}  # DialogSum's speakers are #Person1#, #Person2#
+    lower_case = never_names(model, texts)
     others = [said[i] for i in derangement(len(texts), config.seed)]
     result = {
         "n": len(texts),

@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 from common.stats import bootstrap_mean, wilson
 from common.word_problems import NARROW, split_of_pair
-from latent_stack.config import EvalConfig, dataset_of
+from latent_stack.config import EvalConfig
 from latent_stack.experiments.measures import derangement, lower_case_words, recall_of, rouge_of
 from latent_stack.experiments.sayback import spelled
 from latent_stack.layers import Middle
@@ -52,9 +52,10 @@ CONTROLS = ("identity", "untrained", "shuffled", "target")
 
 
 def paraphrase(rng: random.Random, words: dict) -> Pair:
+    """From the wording that has all the names, where the other leaves one out."""
     both = list(rng.choice(SAME_EVENT))
     rng.shuffle(both)
-    return Pair(*(template.format(**words) for template in both))
+    return Pair(*(template.format(**words) for template in sorted(both, key=lambda x: "{n}" not in x)))
 
 
 def negation(rng: random.Random, words: dict) -> Pair:
@@ -76,7 +77,7 @@ TASKS: dict[str, Callable] = {f.__name__: f for f in (paraphrase, negation, numb
 
 
 def generated(task: str, split: str, n: int) -> list[Pair]:
-    """n pairs of a task; two numbers meet, and a sentence stands, in one split only."""
+    """n pairs of a task; two numbers meet in one split only, and no input of one is an input of the other."""
     rng, pairs = random.Random(f"{task} {split}"), []
     while len(pairs) < n:
         a, b = rng.randint(2, 49), rng.randint(2, 49)
@@ -193,9 +194,8 @@ def run(model: LatentStack, pairs: list[Pair], config: EvalConfig) -> dict:
     for task in TASKS:
         print(f"\n{task}")
         result[task] = run_task(model, generated(task, "train", N_TRAIN), generated(task, "test", N_TEST), config.seed)
-    dataset, data_dir = dataset_of(config, model.config), config.data_dir or model.config.data_dir
+    dataset = model.config.dataset
     if dataset != "texts":  # which are their own targets
         print(f"\n{dataset}")
-        train = load_pairs(replace(model.config, dataset=dataset, data_dir=data_dir))["train"][:N_TRAIN]
-        result[dataset] = run_task(model, train, pairs[:N_TEST], config.seed)
+        result[dataset] = run_task(model, load_pairs(model.config)["train"][:N_TRAIN], pairs[:N_TEST], config.seed)
     return result
