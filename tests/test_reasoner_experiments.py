@@ -182,6 +182,14 @@ def test_no_token_can_touch_the_chain_while_where_tokens_are_read_they_do(sharpe
     assert all(0 < row["later_tokens"] <= later * len(examples) for row in found.values())
 
 
+def test_a_question_without_a_chain_is_not_intervened_in():
+    examples, model = trees("test", 4, tiny_config()), tiny_model(Coupled, model="coupled")
+    found = [
+        containment.measure({"run": model}, x, EvalConfig()) for x in (examples, [*examples, Example("1 2 :", "")])
+    ]
+    assert found[0]["run"]["examples"] == found[1]["run"]["examples"] == 4
+
+
 @pytest.mark.parametrize("heals,kept", [(True, 1.0), (False, 0.0)])
 def test_a_wrong_token_is_counted_in_what_comes_after_it(heals, kept):
     """A model that knows every chain by heart and after a wrong token goes on correctly, or wrongly for good."""

@@ -154,6 +154,7 @@ def measure(models: dict, examples: list[Example], config: EvalConfig) -> dict:
     less_the_first_run   after_a_wrong_…, the paired difference to the first run's over examples
     """
     result, first = {}, None
+    examples = [x for x in examples if x.chain]  # a question without a program has no chain to intervene in
     examples = random.Random(config.seed).sample(examples, min(len(examples), MOST_EXAMPLES))
     for name, model in models.items():
         row = {"examples": len(examples)} | measure_gradients(model, examples, config.batch_size)
