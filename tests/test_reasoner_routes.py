@@ -89,13 +89,15 @@ def test_states_with_true_inputs_are_those_that_predict_the_chain():
         assert coupled.generate([example.prompt], 1) == [coupled.tokenizer.until_eos([token])]
 
 
-def test_a_chain_of_perfect_latents_is_nearer_to_the_posterior_behind_it(monkeypatch):
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_chain_of_perfect_latents_is_nearer_to_the_posterior_behind_it(ended, monkeypatch):
+    """One that does not end is read to its last node."""
     examples = routes("test", 30, tiny_config(**SHAPE))
     reasoner, graphs = tiny_model(Reasoner, **SHAPE, trained="sst"), [Graph(x.prompt) for x in examples]
 
     def perfect(reasoner, examples, batch_size, **how):
         t = reasoner.tokenizer
-        rows = [torch.tensor([*ids, t.eos]) for ids in t.encode([x.chain for x in examples])]
+        rows = [torch.tensor([*ids, *[t.eos] * ended]) for ids in t.encode([x.chain for x in examples])]
         return [F.normalize(reasoner.target(row), dim=-1).detach() for row in rows]
 
     monkeypatch.setattr(posterior, "rollouts", perfect)

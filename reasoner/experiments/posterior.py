@@ -135,11 +135,11 @@ def free_running(
     """Routes that the nearest nodes walk; from the second choice on, distances to both posteriors where they differ."""
     distances, of, hits = defaultdict(list), [], []
     for i, latents in enumerate(rollouts(reasoner, examples, config.batch_size, **how)):
-        example, graph = examples[i], graphs[i]
-        route, t = reasoner.tokenizer.pieces(reasoner.nearest(latents.to(reasoner.device)).tolist()), 1
-        hits.append(is_correct("routes", example, " ".join(route[:-1])))
+        example, graph, tokenizer, t = examples[i], graphs[i], reasoner.tokenizer, 1
+        route = tokenizer.pieces(tokenizer.until_eos(reasoner.nearest(latents.to(reasoner.device)).tolist()))
+        hits.append(is_correct("routes", example, " ".join(route)))
         w = node_weights(reasoner, latents, graph.nodes)
-        while t < len(route) - 1 and route[0] == graph.root and route[t] in graph.posterior(route[t - 1]):
+        while t < len(w) - 1 and route[0] == graph.root and route[t] in graph.posterior(route[t - 1]):
             t += 1  # the chain has led towards the goal up to here
             behind, whole = graph.posterior(route[t - 1]), graph.marginal(t)
             if behind and behind != whole:
