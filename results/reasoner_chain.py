@@ -50,7 +50,8 @@ FED_BACK = (LATENT, "0.06", "0.01", TOKENS)  # of the dial's settings
 def train(name: str, args) -> Path:
     """Self-supervised training of one variant from the run's pretraining, unless it is there -> its folder."""
     earlier, words = args.run / "pretrain", shlex.split(f"{args.options} {VARIANTS[name]}")
-    folder = folder_of(args.out, f"{args.preset}-{slug(name)}", args.options, VARIANTS[name], weights_hash(earlier))
+    made_of = (PRESETS[args.preset].values, args.options, VARIANTS[name], weights_hash(earlier))
+    folder = folder_of(args.out, f"{args.preset}-{slug(name)}", *made_of)
     where = ["--phase", "sst", "--run", str(folder), "--overwrite", "--init", str(earlier)]
     train_once(folder / "sst" / "summary.json", "reasoner.train", ["--preset", args.preset, *where, *words], 1)
     return folder / "sst"
@@ -63,7 +64,8 @@ def measure(folder: Path, fed_back: list[str], limit: int, noise: list[float], f
     reasoner, config = load_phase(folder, "sst"), EvalConfig()
     examples = load_examples("test", reasoner.config)[: limit or None]
     result = {"n": len(examples), "train_seconds": read_json(folder / "summary.json")["train_seconds"]}
-    result |= exposure_gap(reasoner, examples) | {SHARPENED: exposure_gap(reasoner, examples, sharpen=0.01)}
+    gap, sharpened = (exposure_gap(reasoner, examples, sharpen=x) for x in (0.0, 0.01))  # whatever it was trained with
+    result |= gap | {SHARPENED: sharpened}
     print(f"  true inputs {result['teacher_forced']:.1%}, free-running {result['free_running']:.1%}")
     for name in fed_back:
         result[name] = []
