@@ -88,9 +88,10 @@ def load_models(config: EvalConfig) -> dict:
             model.reasoner.config.sharpen = config.sharpen
     if config.what != "fewshot":  # any checkpoint that reads text may be asked questions
         check_same_test(models, config.run)
-    if config.what in ("talker", "dial") and not any(isinstance(model, ReasonerTalker) for model in models.values()):
+    has_chain = any(isinstance(model, ReasonerTalker) for model in models.values())
+    if config.what in ("talker", "dial") and not has_chain:
         raise UserError(f"--what {config.what}: a baseline has no Talker of its own and no chain of latents")
-    if config.sharpen >= 0 and not any(isinstance(model, ReasonerTalker) for model in models.values()):
+    if config.sharpen >= 0 and not has_chain:
         raise UserError("--sharpen: a baseline has no chain of latents to sharpen")
     if config.what == "dial" and config.sharpen >= 0:
         raise UserError("--what dial measures at many temperatures; leave --sharpen out")

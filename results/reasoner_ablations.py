@@ -5,7 +5,7 @@
 
 Each variant starts from RUN/pretrain (a Talker from RUN/sst) and is measured, free-running, on the test split of
 trees. What is finished stays. k multiplies the whole loss, and AdamW divides by a gradient's size: it can act only
-where gradients are clipped. Writes results/reasoner_ablations.json and prints two Markdown tables.
+where gradients are clipped. Writes results/reasoner_ablations.json.
 """
 
 import argparse
@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common.checkpoint import read_json, weights_hash, write_json
 from common.options import run_main
-from common.stats import signed, wilson
+from common.stats import wilson
 from eval_alignment import effective_rank
 from reasoner.config import PRESETS
 from reasoner.data import load_examples
@@ -90,28 +90,6 @@ def measure_talker(folder: Path, examples: list, reasoner: Reasoner) -> dict:
     return {"route_accuracy": accuracy, "ci95": ci95, "n_params": talker.n_params()}
 
 
-def rate(row: dict) -> str:
-    """'96.5% (95.2 to 97.5)'"""
-    low, high = (100 * x for x in row["ci95"])
-    return f"{row['route_accuracy']:.1%} ({low:.1f} to {high:.1f})"
-
-
-def print_tables(result: dict) -> None:
-    """The two Markdown tables of reasoner/README.md."""
-    print(
-        "\n| self-supervised training | routes correct, by the nearest embedding | cos matched / mismatched | chain "
-        "token accuracy, free / true inputs | weight of the sibling minus that of another node |\n|---|---|---|---|---|"
-    )
-    for name, row in result["sst"].items():
-        mixed = signed(row["mixed"]["beta_difference"]) if row["mixed"] else "none is correct so far"
-        cosines = f"{row['val_cos_own']:.3f} / {row['val_cos_other']:.3f}"
-        accuracy = f"{row['free_running']:.1%} / {row['teacher_forced']:.1%}"
-        print(f"| {name} | {rate(row)} | {cosines} | {accuracy} | {mixed} |")
-    print("\n| Talker | parameters | routes correct |\n|---|---|---|")
-    for name, row in result["talker"].items():
-        print(f"| {name} | {row['n_params']:,} | {rate(row)} |")
-
-
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--run", type=Path, default=ROOT / "out/reasoner-quick", help="a finished quick run")
@@ -131,7 +109,6 @@ def main(argv: list[str] | None = None) -> None:
         measured = measure_sst(folder, examples) if phase == "sst" else measure_talker(folder, examples, reasoner)
         result[phase][name] = measured
     write_json(args.json, result)
-    print_tables(result)
 
 
 if __name__ == "__main__":
