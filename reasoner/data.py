@@ -47,6 +47,8 @@ BPE_EXAMPLES = 100_000  # a BPE is trained on so many at most
 
 def load_examples(split: str, config: ReasonerConfig) -> list[Example] | Passages:
     """The examples of one split; of text its passages, not yet read."""
+    if config.data_dir and config.dataset not in ("gsm8k", "mwp", "text"):
+        raise UserError(f"--data-dir {config.data_dir}: --dataset {config.dataset} is generated and reads no folder")
     if config.dataset == "text":
         return passages(split, config)
     if config.dataset in QUESTIONS:

@@ -93,6 +93,10 @@ def check_options(config: ReasonerConfig) -> None:
         raise UserError(f"--model {config.model} has a single phase; leave --phase {config.phase} out")
     if config.init and config.phase not in BEFORE:
         raise UserError("--init is for --phase sst or --phase talker: the checkpoint that one phase starts from")
+    if config.of_steps and (config.contrast or config.sst_loss == "hard") and not config.resume:
+        raise UserError(
+            "--reasoning steps: its loss is that of the steps' decoder; give --sst-loss cosine and leave --contrast out"
+        )
     if config.shard and config.n_thoughts:
         raise UserError("--shard is not for --model coconut: FSDP2 gives its blocks copies of the cache they must fill")
 

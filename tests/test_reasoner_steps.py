@@ -106,6 +106,8 @@ def test_a_run_of_steps_goes_through_all_phases_and_is_measured(tmp_path):
     call(evaluate, "--what", "trajectory", "--run", tmp_path / "run")
     row = read_json(tmp_path / "run/trajectory.json")["runs"][str(tmp_path / "run")]
     assert row["n"] == 12 and "exposure" not in row
+    refused = call(evaluate, "--what", "trajectory", "--run", tmp_path / "run", "--sharpen", "0.1", check=False)
+    assert "near no token's embedding" in refused.stderr
     *lines, words = call(evaluate, "--ask", "Tom has 4 cups.", "--run", tmp_path / "run").stdout.splitlines()
     assert [line[:2] for line in lines] == [f"r{k}" for k in range(1, len(lines) + 1)]
     assert ",".join(line[2:].strip() for line in lines) == words
@@ -114,7 +116,16 @@ def test_a_run_of_steps_goes_through_all_phases_and_is_measured(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words", ["--model coupled", "--talker dual", "--rollout 1", "--sst-noise 0.8", "--sharpen 0.1"]
+    "words",
+    [
+        "--model coupled",
+        "--talker dual",
+        "--rollout 1",
+        "--sst-noise 0.8",
+        "--sharpen 0.1",
+        "--contrast 1",
+        "--sst-loss hard",
+    ],
 )
 def test_options_of_chains_of_tokens_are_refused(words, tmp_path):
     with pytest.raises(UserError, match="--reasoning steps"):

@@ -91,6 +91,7 @@ def test_two_processes_train_all_phases_as_one(tmp_path, shard):
         ("all --run RUN/sst", "is the folder of a single phase"),
         ("all --run RUN --model coupled", "already holds a run"),
         ("all --run RUN --resume --labels 13", "has labels = 12, not 13"),
+        ("all --run NEW --data-dir RUN", "--dataset tree is generated and reads no folder"),
         ("all --run NEW --grad-accum 64", "less than one example for each of the 64"),
     ],
 )
