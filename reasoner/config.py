@@ -4,6 +4,7 @@ python -m reasoner.train --help-all          all options and presets
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from common.options import LoopConfig, Preset, UserError, internal, opt
@@ -130,7 +131,9 @@ class ReasonerConfig(LoopConfig):
         if self.contrast and self.sst_loss == "hard":
             raise UserError("--contrast is added to the cosine loss; --sst-loss hard has none")
         if self.of_steps and self.sharpen:
-            raise UserError("--reasoning steps: a latent is a whole step, near no token's embedding; give --sharpen 0")
+            raise UserError(
+                "--reasoning steps: a latent is near no token's embedding; give --sharpen 0 --sst-loss cosine"
+            )
         if self.of_steps and (self.model != "decoupled" or self.talker == "dual" or self.rollout or self.sst_noise):
             raise UserError(
                 "--reasoning steps: its chain is its own; leave out --model, --talker, --rollout, --sst-noise"
@@ -168,6 +171,12 @@ class EvalConfig:
     batch_size: int = opt(256, "examples at once; fewer where gradients or solved examples take memory", low=1)
     seed: int = opt(0, "seed of noise and of controls", low=0)
     device: str = opt("auto", "auto, cpu, cuda, cuda:N or mps; auto takes the best one present")
+
+    def path(self, name: str) -> Path:
+        """RUN/tree.json, with `-sharpen-X` and `-first-N` where they are given: the whole result must stay."""
+        given = f"-sharpen-{self.sharpen:g}" * (self.sharpen >= 0) + f"-first-{self.limit}" * bool(self.limit)
+        stem, dot, end = name.rpartition(".")
+        return Path(self.run) / f"{stem}{given}{dot}{end}"
 
 
 # --------------------------------------------------------------------------------------------- presets

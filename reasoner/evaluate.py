@@ -15,13 +15,13 @@
 --ask prints the chain of one prompt: for every latent the nearest embeddings with their cosines and what was fed back,
 and on the last line what the Talker says, alone. A baseline has no chain of latents and prints the answer.
 
-Writes <what>.json, and for tree and cfg a figure, into the run's folder. Beside JEPA-Reasoner, tree, cfg and
-trajectory measure the same Reasoner read without the Talker, and the same with tokens fed back instead of latents.
+Writes <what>.json and, for some, a figure into the run's folder, under --limit N as <what>-first-N. Beside
+JEPA-Reasoner, tree, cfg and trajectory measure the same Reasoner read without the Talker, and the same with tokens fed
+back instead of latents.
 """
 
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import torch
 
@@ -51,11 +51,15 @@ DATASET = {"tree": ("tree",), "cfg": ("cfg",), "trajectory": QUESTIONS, "posteri
 WITH_CONTROLS = ("tree", "cfg", "trajectory")  # measured with the nearest embedding and tokens fed back beside each run
 
 
-def check_run(run: str, model, what: str) -> None:
+def check_run(run: str, model, what: str, sharpen: bool) -> None:
     """Can the experiment be made with this run?"""
     config, needed = model.config, DATASET.get(what)
     if needed and config.dataset not in needed:
         raise UserError(f"{run} was trained on {config.dataset}; --what {what} needs {' or '.join(needed)}")
+    if config.of_steps and sharpen:
+        raise UserError(
+            f"--sharpen: {run} was trained with --reasoning steps, whose latents are near no token's embedding"
+        )
     if config.of_steps and what != "trajectory":
         raise UserError(f"{run} was trained with --reasoning steps, of which --what {what} knows nothing")
     if what == "trajectory" and config.reasoning not in ("equations", "steps"):
@@ -83,7 +87,7 @@ def load_models(config: EvalConfig) -> dict:
     device = resolve_device(config.device).device
     models = {run: load_run(run, device) for run in (config.run, *config.baseline)}
     for run, model in models.items():
-        check_run(run, model, config.what)
+        check_run(run, model, config.what, config.sharpen >= 0)
         if config.sharpen >= 0 and isinstance(model, ReasonerTalker):
             model.reasoner.config.sharpen = config.sharpen
     if config.what != "fewshot":  # any checkpoint that reads text may be asked questions
@@ -136,7 +140,7 @@ def main(argv: list[str] | None = None) -> None:
     with torch.no_grad():
         result = MODULES[config.what].measure(models, examples, config)
     sharpened = {"sharpen": config.sharpen} if config.sharpen >= 0 else {}
-    path = Path(config.run) / f"{config.what}{f'-sharpen-{config.sharpen:g}' if sharpened else ''}.json"
+    path = config.path(f"{config.what}.json")
     write_json(path, {"runs": result, "examples": len(examples), "seed": config.seed, **sharpened})
     print(f"\nwrote {path}")
 

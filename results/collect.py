@@ -7,13 +7,16 @@
 
 writes results/quick/: every JSON and PNG that training and evaluation left in the first run's folder, those of an
 evaluation on other data (accuracy-NAME.json) included, and seeds.json with the mean and standard deviation (n - 1) of
-every figure in summary.json over all of them. Texts of data sets and names of folders are left out.
+every figure in summary.json over all of them. Texts of data sets and names of folders are left out. A result of the
+first examples alone (cfg-first-250.json, which holds their number) is kept as cfg.json where it is the only one.
 """
 
 import argparse
+import re
 import shutil
 import statistics
 import sys
+from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -38,11 +41,14 @@ def public(result: dict | list | float | str | None) -> dict | list | float | st
 def copy_results(run: Path, folder: Path) -> None:
     """JSON and figures of a run -> the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    for path in sorted(run.glob("*.json")):
-        if path.name not in OF_THE_CHECKPOINT:
-            write_json(folder / path.name, public(read_json(path)))
-    for path in sorted(run.glob("*.png")):
-        shutil.copyfile(path, folder / path.name)
+    whole = {path: re.sub(r"-first-\d+(?=\.\w+$)", "", path.name) for path in run.glob("*.*")}
+    times = Counter(whole.values())
+    for path in sorted(whole):
+        kept = folder / (whole[path] if times[whole[path]] == 1 else path.name)
+        if path.suffix == ".json" and path.name not in OF_THE_CHECKPOINT:
+            write_json(kept, public(read_json(path)))
+        elif path.suffix == ".png":
+            shutil.copyfile(path, kept)
 
 
 def over_seeds(runs: list[Path]) -> dict:

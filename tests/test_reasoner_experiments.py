@@ -21,8 +21,8 @@ from reasoner.experiments import cfg, containment, dial, fewshot, talker, trajec
 from reasoner.experiments.measures import chain_accuracy, exposure_gap, in_order
 from reasoner.model import Reasoner, ReasonerTalker, Talker
 from reasoner.tasks import Example, derivations, trees
+from results import collect, reasoner_chain
 from results import reasoner_ablations as ablations
-from results import reasoner_chain
 
 # --------------------------------------------------------------------------------------------- measures
 
@@ -315,6 +315,7 @@ def coupled_13(tmp_path_factory):
         ("--what talker --run OTHER", "a baseline has no Talker"),
         ("--what dial --run RUN --sharpen 0.1", "leave --sharpen out"),
         ("--what fewshot --run RUN", "cannot read questions"),
+        ("--what tree --run RUN --data-dir RUN", "--dataset tree is generated and reads no folder"),
     ],
 )
 def test_runs_that_cannot_be_measured_are_refused(words, message, coupled_13):
@@ -328,7 +329,10 @@ def test_noise_on_strings_is_measured_with_baselines_and_controls(tmp_path):
     call(train, *options, "--run", tmp_path / "r")
     call(train, *options, "--model", "coupled", "--run", tmp_path / "c")
     call(evaluate, "--run", tmp_path / "r", "--what", "cfg", "--baseline", tmp_path / "c", "--limit", "6")
-    found = read_json(tmp_path / "r" / "cfg.json")["runs"]
+    assert (tmp_path / "r" / "noise-first-6.png").is_file() and not (tmp_path / "r" / "cfg.json").exists()
+    collect.copy_results(tmp_path / "r", tmp_path / "kept")
+    assert read_json(tmp_path / "kept" / "cfg.json")["examples"] == 6 and (tmp_path / "kept" / "noise.png").is_file()
+    found = read_json(tmp_path / "r" / "cfg-first-6.json")["runs"]
     controls = [f"{tmp_path / 'r'}, {name}" for name in ("by the nearest embedding", "tokens fed back")]
     assert list(found) == [str(tmp_path / "r"), str(tmp_path / "c"), *controls]
     assert all(list(rows) == ["drop", "replace", "insert", "latent"] for rows in found.values())

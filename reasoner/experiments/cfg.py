@@ -71,7 +71,7 @@ def measure(models: dict, examples: list[Example], config: EvalConfig) -> dict:
             result[name][kind] = rows
             shown = ", ".join(f"{row['rate']:g}: {row['token_accuracy']['mean']:.1%}" for row in rows)
             print(f"{name}: {kind:<8} {shown}")
-    draw_noise(result, Path(config.run) / "noise.png")
+    draw_noise(result, config.path("noise.png"))
     return result
 
 

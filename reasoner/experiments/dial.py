@@ -88,7 +88,7 @@ def measure(models: dict, examples: list[Example], config: EvalConfig) -> dict:
                 row["less_the_latent"] = paired_difference(hits, latent.setdefault(noise, hits), config.seed)
                 result[name][setting].append(row)
             print(f"{name}, fed back: {setting:<7}{'; '.join(map(in_words, result[name][setting]))}", flush=True)
-        draw(result[name], Path(name).name, Path(config.run) / f"dial_{Path(name).name}.png")
+        draw(result[name], Path(name).name, config.path(f"dial_{Path(name).name}.png"))
     return result
 
 

@@ -173,7 +173,7 @@ def measure(models: dict, examples: list[Example], config: EvalConfig) -> dict:
             for fed, found in row["free_running"].items():
                 both = "; ".join(f"{name} {in_words(found[name])}" for name in (BEHIND, WHOLE) if name in found)
                 print(f"  {fed} fed back: routes {found['routes']['share']:.1%}; {found['steps']:,} steps, {both}")
-    draw(result, Path(config.run) / "posterior.png")
+    draw(result, config.path("posterior.png"))
     return result
 
 

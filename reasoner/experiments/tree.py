@@ -202,7 +202,7 @@ def measure(models: dict, examples: list[Example], config: EvalConfig) -> dict:
         if len(result) > 1:
             print(f"  paired difference to {next(iter(models))}: {points(row['less_the_first_run'])}")
         if isinstance(model, ReasonerTalker):
-            path = Path(config.run) / f"chain_{Path(name).name}.png"
+            path = config.path(f"chain_{Path(name).name}.png")
             row |= measure_latents(model.reasoner, examples, config, path)
     return result
 
