@@ -101,6 +101,7 @@ def measure(run: Path) -> dict:
     model, summary = load_run(run), read_json(run / "summary.json")
     examples = load_examples("test", model.config)
     result = {name: summary[name] for name in ("n_params", "steps", "train_seconds", "control", "control_is")}
+    result["torch"] = ", ".join(sorted({phase["torch"] for phase in summary["phases"].values()}))
     models = {"": model}
     of_tokens = isinstance(model, ReasonerTalker) and not model.config.of_steps
     if of_tokens:
@@ -136,6 +137,7 @@ def pooled(runs: list[dict], first: list[dict], name: str) -> dict:
         "less_the_coupled": clustered_mean([a - b for a, b in zip(hits, baseline, strict=True)], asked),
         **{key: mean(row[key] for row in found) for key in ("chain", "seconds")},
         **{key: mean(run[key] for run in runs) for key in ("n_params", "steps", "train_seconds", "control")},
+        "torch": ", ".join(sorted({run.get("torch", "not recorded") for run in runs})),
     }
     if runs[0]["equations"]:
         row["equations"] = mean(run["equations"][name]["mean"] for run in runs)

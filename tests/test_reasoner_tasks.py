@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 from helpers import call
 from reasoner_tiny import TINY
 
@@ -44,6 +45,7 @@ def test_models_are_trained_once_compared_question_by_question_and_measured_once
     }
     assert set(found) == {"coupled", "JEPA-Reasoner", "JEPA-Reasoner, a latent a step"} | controls
     assert all(row["n"] == 30 and row["chain"] >= 1 for row in found.values())
+    assert {row["torch"] for row in found.values()} == {torch.__version__}
     assert found["coupled"]["less_the_coupled"]["mean"] == 0 and "exposure" in found["JEPA-Reasoner"]
     tasks.main([*args, *models])
     assert len(trained) == 3 and read_json(tmp_path / "a.json")["problems 0"]["models"] == found

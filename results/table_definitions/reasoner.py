@@ -70,13 +70,12 @@ def routes_verdicts() -> list[list[str]]:
     def distance(name: str, run: str = "reasoner-routes") -> str:
         return number(get(ROUTES, f"runs.out/{run}.{name}.mean"), ".3f")
 
-    even, other = (distance(f"distance.`{x}`") for x in ("even chances, what leads to the goal", "another step's"))
     return [
         [
             "Does a latent weigh several right routes by their chances?",
             f"roughly: total variation {distance('distance.own')} to the true posterior",
-            f"even chances {even}, another step's latent {other}; the coupled "
-            f"Transformer's softmax {distance('distance.own', 'routes-coupled')}",
+            f"even chances {distance('distance.`even chances, what leads to the goal`')}; the coupled Transformer's "
+            f"softmax {distance('distance.own', 'routes-coupled')}",
         ],
         [
             "Does a chain of latents follow all of them at once?",
@@ -153,9 +152,11 @@ def verdicts() -> str:
         ],
         [
             "… to Gaussian noise on what is fed back?",
-            f"as robust, trained with it: {noisy('reasoner-cfg', 'latent', 4, TRAINED_WITH_NOISE)} at a norm of 0.6",
-            f"coupled Transformer, trained with it {noisy('cfg-coupled', 'latent', 4, TRAINED_WITH_NOISE)}; without it "
-            f"{noisy('reasoner-cfg', 'latent', 4)} and {noisy('cfg-coupled', 'latent', 4)}",
+            f"as robust up to 0.6, trained with it: {noisy('reasoner-cfg', 'latent', 4, TRAINED_WITH_NOISE)} at a norm "
+            f"of 0.6; less at 1.0: {noisy('reasoner-cfg', 'latent', 6, TRAINED_WITH_NOISE)}",
+            f"coupled Transformer, trained with it {noisy('cfg-coupled', 'latent', 4, TRAINED_WITH_NOISE)} and "
+            f"{noisy('cfg-coupled', 'latent', 6, TRAINED_WITH_NOISE)}; at 0.6, trained without it, "
+            f"{noisy('reasoner-cfg', 'latent', 4)} and coupled {noisy('cfg-coupled', 'latent', 4)}",
         ],
         *routes_verdicts(),
         *word_problem_verdicts(),

@@ -17,7 +17,7 @@ def chain(preset: str) -> str:
         keys = f"{preset}.variants.`{name}`"
         rows.append(
             [
-                name,
+                name.replace("as the preset", "cosine, latents as they are"),
                 number(get(CHAIN, f"{keys}.teacher_forced"), ".1p"),
                 with_ci(CHAIN, f"{keys}.latent.0.token_accuracy", ".1p"),
                 points(CHAIN, f"{keys}.latent.0.less_the_first"),
@@ -49,6 +49,9 @@ def word_problems(part: str, file: str = TASKS) -> str:
         exposure = row.get("exposure")
         cells = [name, with_ci(file, f"{keys}.accuracy", ".1p"), " / ".join(number(x, ".1p") for x in row["by_seed"])]
         cells.append(points(file, f"{keys}.less_the_coupled"))
+        if len(row["by_seed"]) > 1:
+            less = zip(row["by_seed"], models["coupled"]["by_seed"], strict=True)
+            cells.append(" / ".join(number(a - b, "+.1p") for a, b in less) if name != "coupled" else "")
         if calculates:
             cells += [
                 number(row["equations"], ".1p"),
@@ -58,6 +61,7 @@ def word_problems(part: str, file: str = TASKS) -> str:
         shown = (number(exposure[key], ".1p") for key in ("teacher_forced", "free_running")) if exposure else ()
         rows.append([*cells, " / ".join(shown)])
     header = ["", "answers correct", "by seed", "minus coupled, paired"]
+    header += ["minus coupled, by seed"] if len(models["coupled"]["by_seed"]) > 1 else []
     header += ["equations that hold", "latents or tokens a chain", "ms an answer"] if calculates else []
     return table([*header, "tokens in place, true inputs / free"], rows)
 
@@ -131,56 +135,54 @@ def brought() -> str:
     def tokens(preset: str, variant: str, file: str = CHAIN) -> str:
         return f"tokens fed back {of_chain(preset, variant, 'tokens', file)}"
 
-    def with_hard(variant: str, fed_back: str) -> list[str]:
-        return [of_chain(gsm8k, x, fed_back, OWN) for x in (first, variant)]
+    def fed(part: str, model: str, file: str = TASKS) -> str:
+        return f"tokens fed back {of_task(part, f'{model}, tokens fed back', file)}"
 
+    def on_gsm8k(variant: str, fed_back: str = "latent", file: str = CHAIN) -> list[str]:
+        """Without and with, each fed back like this, and the control."""
+        return [*(of_chain(gsm8k, x, fed_back, file) for x in (first, variant)), tokens(gsm8k, variant, file)]
+
+    def on_task(part: str, one: str, other: str, file: str = TASKS) -> list[str]:
+        return [of_task(part, x, file) for x in (one, other)]
+
+    sharp = f"{hard}, sharpened, τ = 0.01"
     noise_control = with_ci(TRAINED_WITH_NOISE, "runs.out/cfg-coupled.latent.4.token_accuracy", ".1p")
-    whole = f"{equations}, all questions"
+    of_all = [of_gsm8k("by the nearest embedding", file) for file in (GSM8K, HARD)]
+    one_fold, steps, fold = f"{answers}, one fold", "two steps: answers", "mwp 0"
+    settled = [of_chain(cfg, quiet), of_chain(cfg, quiet, "0.01"), tokens(cfg, quiet)]
+    noise = [of_chain(cfg, quiet), of_chain(cfg, first), f"{coupled}, the same noise {noise_control}"]
+    by_coupled = {part: f"{coupled} {of_task(part, 'coupled')}" for part in (fold, "problems 0")}
     rows = [
-        ["sharpened at evaluation, τ = 0.01", equations, of_chain(gsm8k, first), of_chain(gsm8k, first, "0.01")],
-        ["", noisy, of_chain(cfg, quiet), of_chain(cfg, quiet, "0.01")],
-        ["noise in training", noisy, of_chain(cfg, quiet), of_chain(cfg, first)],
-        ["", equations, of_chain(gsm8k, first), of_chain(gsm8k, "noise")],
-        ["", f"{answers}, one fold", of_task("mwp 0", jepa), of_task("mwp 0", f"{jepa}, noise")],
-        ["contrast of weight 1", equations, of_chain(gsm8k, first), of_chain(gsm8k, "contrast 1")],
-        ["", f"{answers}, one fold", of_task("mwp 0", jepa), of_task("mwp 0", f"{jepa}, contrast")],
-        ["second pass over own latents", equations, of_chain(gsm8k, first), of_chain(gsm8k, "sharpened rollout")],
-        ["… at random positions, hard targets", equations, *with_hard("sampled rollout", "latent")],
-        ["", f"{answers}, one fold", *(of_task("mwp 0", f"{hard}{x}", OWN) for x in ("", ", own latents"))],
-        ["noise, hard targets, τ = 0.01", equations, *with_hard("noise", "0.01")],
-        ["Reasoner trained in as many steps", answers, of_task(MWP, jepa), of_task(MWP, MORE)],
-        ["", "two steps: answers", of_task("problems 0", jepa), of_task("problems 0", MORE)],
-        ["… with hard targets", answers, of_task(MWP, MORE), of_task(MWP, hard)],
-        ["", "two steps: answers", of_task("problems 0", MORE), of_task("problems 0", hard)],
-        ["… and sharpened, τ = 0.01", answers, of_task(MWP, hard), of_task(MWP, f"{hard}, sharpened, τ = 0.01")],
-        ["", "two steps: answers, three seeds", *(of_task(SEEDS, f"{hard}{x}") for x in ("", ", sharpened, τ = 0.01"))],
+        [
+            "sharpened at evaluation, τ = 0.01",
+            equations,
+            *(of_chain(gsm8k, first, x) for x in FED_BACK[:2]),
+            tokens(gsm8k, first),
+        ],
+        ["", noisy, *settled],
+        ["noise in training", noisy, *noise],
+        ["", equations, *on_gsm8k("noise")],
+        ["", one_fold, *on_task(fold, jepa, f"{jepa}, noise"), by_coupled[fold]],
+        ["contrast of weight 1", equations, *on_gsm8k("contrast 1")],
+        ["", one_fold, *on_task(fold, jepa, f"{jepa}, contrast"), fed(fold, f"{jepa}, contrast")],
+        ["second pass over own latents, sharpened at τ = 0.06", equations, *on_gsm8k("sharpened rollout", "0.06")],
+        ["… at random positions, hard targets", equations, *on_gsm8k("sampled rollout", "latent", OWN)],
+        ["", one_fold, *on_task(fold, hard, f"{hard}, own latents", OWN), fed(fold, f"{hard}, own latents", OWN)],
+        ["noise, hard targets, τ = 0.01", equations, *on_gsm8k("noise", "0.01", OWN)],
+        ["Reasoner trained in as many steps", answers, *on_task(MWP, jepa, MORE), fed(MWP, MORE)],
+        ["", steps, *on_task("problems 0", jepa, MORE), fed("problems 0", MORE)],
+        ["… with hard targets", answers, *on_task(MWP, MORE, hard), fed(MWP, hard)],
+        ["", steps, *on_task("problems 0", MORE, hard), fed("problems 0", hard)],
+        ["… and sharpened, τ = 0.01", answers, *on_task(MWP, hard, sharp), fed(MWP, hard)],
+        ["", f"{steps}, three seeds", *on_task(SEEDS, hard, sharp), fed(SEEDS, hard)],
         [
             "both, Reasoner in as many steps",
-            whole,
-            of_gsm8k("by the nearest embedding", GSM8K),
-            of_gsm8k("by the nearest embedding", HARD),
+            f"{equations}, all questions",
+            *of_all,
+            f"tokens fed back {of_gsm8k('tokens fed back', HARD)}",
         ],
-        ["one latent a step", "two steps: answers", of_task("problems 0", jepa), of_task("problems 0", STEPS)],
+        ["one latent a step", steps, *on_task("problems 0", jepa, STEPS), by_coupled["problems 0"]],
     ]
-    controls = [
-        tokens(gsm8k, first),
-        tokens(cfg, quiet),
-        f"{coupled}, the same noise {noise_control}",
-        tokens(gsm8k, "noise"),
-        f"{coupled} {of_task('mwp 0', 'coupled')}",
-        tokens(gsm8k, "contrast 1"),
-        f"tokens fed back {of_task('mwp 0', f'{jepa}, contrast, tokens fed back')}",
-        tokens(gsm8k, "sharpened rollout"),
-        tokens(gsm8k, "sampled rollout", OWN),
-        f"tokens fed back {of_task('mwp 0', f'{hard}, own latents, tokens fed back', OWN)}",
-        tokens(gsm8k, "noise", OWN),
-        f"tokens fed back {of_task('mwp 0 1 2', f'{MORE}, tokens fed back')}",
-        f"tokens fed back {of_task('problems 0', f'{MORE}, tokens fed back')}",
-        *(f"tokens fed back {of_task(x, f'{hard}, tokens fed back')}" for x in (MWP, "problems 0", MWP, SEEDS)),
-        f"tokens fed back {of_gsm8k('tokens fed back', HARD)}",
-        f"{coupled} {of_task('problems 0', 'coupled')}",
-    ]
-    rows = [[*row, control] for row, control in zip(rows, controls, strict=True)]
     return table(["change", "measured on", "without", "with", "control"], rows)
 
 

@@ -16,7 +16,7 @@ def distances() -> str:
     """Total variation between the true posterior and what a model gives the nodes, and of the controls."""
     labels = {
         "own": "the step's own",
-        "another step's": "another step's (control)",
+        "another step's": "another step's (control; of another layer's nodes, so near 1 by construction)",
         "untrained": "an untrained model's (control)",
         "most likely alone": "the most likely node alone",
         "even chances, what follows": "even chances, what follows by the edges",
