@@ -175,14 +175,14 @@ PRESETS = {
         ),
     ),
     "ideas": Preset(
-        "1 CPU core, 1 h: the same backbones, 128 ideas; the texts of --pretrain DIR are said back first",
+        "1 CPU core, 80 min: the same backbones, 128 ideas; the texts of --pretrain DIR are said back first",
         dict(
             run="out/latent-ideas",
             encoder=MINILM,
             decoder=SMOLLM2,
             dataset="auto",
             epochs=1,
-            max_steps=75,  # half a pass, and half of SAMSum's test split: an hour in all
+            max_steps=75,  # half a pass, and half of SAMSum's test split
             n_eval=400,
             trains="decoder",
             words_epochs=0,

@@ -5,7 +5,6 @@
     python -m reasoner.train --preset quick --model coupled --run out/coupled     a baseline, as many steps in one phase
     python -m reasoner.train --preset gsm8k-small --data-dir DIR       real GSM8K, its equations as the chain
     python -m reasoner.train --preset mwp --data-dir DIR               MAWPS and ASDiv-A, programs as the chain
-    python -m reasoner.train --preset problems --reasoning steps --sst-loss cosine --sharpen 0     a latent an equation
 
 Each phase is a run of its own, in RUN/pretrain, RUN/sst and RUN/talker, that starts from the one before it;
 RUN/config.json is the configuration of the whole.

@@ -20,7 +20,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from common.checkpoint import is_started, write_json
+from common.checkpoint import is_started, read_json, write_json
 from common.options import UserError, run_main
 from common.stats import bootstrap_mean, paired_difference, signed
 from latent_stack.experiments.measures import derangement, recall_of
@@ -68,7 +68,10 @@ def train(name: str, seed: int, args) -> Path:
 
 @torch.no_grad()
 def said_back(run: Path, by_lm: bool) -> dict[str, np.ndarray]:
-    """-> {measure: a value a sentence, or for names one a sentence that has any}, own and of another sentence."""
+    """-> {measure: a value a sentence, or for names one a sentence that has any}, own and of another sentence; kept."""
+    kept = run.parent / "said_back.json"
+    if kept.is_file():
+        return {key: np.array(values) for key, values in read_json(kept).items()}
     model = load_run(run)
     texts = [p.target for p in of_length(load_pairs(model.config)["test"], model, model.config.max_target)[:N]]
     lower_case = never_names(model, texts)
@@ -77,6 +80,7 @@ def said_back(run: Path, by_lm: bool) -> dict[str, np.ndarray]:
     for name, words in (("", said), ("_shuffled", [said[i] for i in derangement(len(said))])):
         found[f"exact{name}"] = np.array([float(plain(a) == plain(b)) for a, b in zip(words, texts, strict=True)])
         found[f"names{name}"] = recall_of(words, texts, lower_case)["names"]
+    write_json(kept, {key: values.tolist() for key, values in found.items()})
     return found
 
 

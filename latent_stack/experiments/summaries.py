@@ -30,6 +30,7 @@ SYSTEMS = {
 ROUGE = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
 RECALL = {"recall_names": "recall of names", "recall_words": "recall of other words"}
 PAIRED = {"rougeL": "ROUGE-L", **RECALL}
+COMPARED = ("shuffled", "words", "lead3")  # with "own", over the same texts
 PARAPHRASES = ("paraphrase", "pairs")  # data sets where BLEU and METEOR are meant
 
 
@@ -67,7 +68,7 @@ def summaries(model: LatentStack, pairs: list[Pair], systems=tuple(SYSTEMS), see
         result[name] = {measure: bootstrap_mean(values, seed) for measure, values in scores[name].items()}
         if model.config.dataset in PARAPHRASES:
             result[name] |= bleu_and_meteor(texts[name], references, seed)
-    for other in (name for name in ("shuffled", "words") if name in scores):
+    for other in (name for name in COMPARED if name in scores):
         result[f"own_less_{other}"] = {
             measure: paired_difference(scores["own"][measure], scores[other][measure], seed)
             for measure in PAIRED
@@ -100,7 +101,7 @@ def _print(result: dict, rows: list[dict]) -> None:
     _print_table(result, ROUGE)
     _print_table(result, {"bleu": "BLEU", "meteor_no_synonyms": "METEOR without synonyms"})
     _print_table(result, RECALL)
-    for other in ("shuffled", "words"):
+    for other in COMPARED:
         if f"own_less_{other}" in result:
             print(f"\nmatched idea against {SYSTEMS[other]}, paired difference with 95% interval")
             for measure, difference in result[f"own_less_{other}"].items():
