@@ -27,8 +27,8 @@ from latent_stack.data import TokenizedDataset
 from latent_stack.model import LatentStack
 from latent_stack.pairs import Pair
 
-MOST_TEXTS, MOST_TOKENS = 4, 20
-STEPS, LR = 500, 0.05  # LR: of the standard deviation of what is optimised
+MOST_TEXTS, MOST_TOKENS = 4, 20  # about 10 min on a CPU core
+STEPS, LR = 150, 0.05  # LR: of the standard deviation of what is optimised
 GROW = 4  # tokens that a stage adds
 SOFT_TOKENS, NUMBERS = (1, 4, 16), (64, 256, 512)
 
