@@ -12,8 +12,10 @@ from latent_tiny import SEVERAL, options, said_back, texts_folder, tiny_stack
 from common.checkpoint import read_json
 from common.options import parse
 from latent_stack import evaluate, train
-from latent_stack.config import PRESETS, StackConfig
+from latent_stack.config import PRESETS, EvalConfig, StackConfig, evaluated_on
 from latent_stack.experiments import thinking
+from latent_stack.model import load_run
+from latent_stack.pairs import load_pairs
 from latent_stack.pretrain import staged
 from results import latent_ideas
 
@@ -105,3 +107,15 @@ def test_thinking_is_measured_on_every_task_beside_its_controls(monkeypatch, cap
     for task in thinking.TASKS:
         assert result[task]["n"] == 6 and {*thinking.LAYERS, *thinking.CONTROLS, "linear"} <= result[task].keys()
     assert "identity (control)" in capsys.readouterr().out
+
+
+def test_thinking_on_a_data_set_is_measured_on_its_pairs_alone(monkeypatch):
+    for name, value in dict(STEPS=2, N_TRAIN=12, N_TEST=6).items():
+        monkeypatch.setattr(thinking, name, value)
+    run = said_back() / "pretrain"
+    evaluate.main(["--run", str(run), "--what", "thinking", "--dataset", "paraphrase", "--device", "cpu"])
+    result = read_json(run / "thinking-paraphrase.json")
+    assert {name for name, value in result.items() if isinstance(value, dict)} == {"paraphrase"}
+    pairs = load_pairs(evaluated_on(EvalConfig(dataset="paraphrase"), load_run(run).config))["test"]
+    inputs = {pair.input for pair in pairs}
+    assert {example["input"] for example in result["paraphrase"]["examples"]} <= inputs

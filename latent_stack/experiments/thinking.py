@@ -2,7 +2,7 @@
 texts back and stay as they are.
 
 It learns to make of a text's ideas those of the target: the squared distance between ideas is the loss, the
-language model only writes down what came out. On the pairs of the run's own data, and on generated sentences:
+language model only writes down what came out. On the pairs of a data set (`--dataset`), or on generated sentences:
 
     paraphrase   "Then Ana finds 4 shells." -> "4 more shells arrive."
     negation     "Ana has 12 coins." -> "Ana does not have 12 coins."
@@ -190,12 +190,12 @@ def run_task(model: LatentStack, train: list[Pair], test: list[Pair], seed: int)
 
 
 def run(model: LatentStack, pairs: list[Pair], config: EvalConfig) -> dict:
+    """The generated tasks, or, where `--dataset` names one, its pairs alone."""
+    tasks = {task: [generated(task, *part) for part in (("train", N_TRAIN), ("test", N_TEST))] for task in TASKS}
+    if config.dataset != "run":
+        tasks = {config.dataset: [load_pairs(model.config)["train"][:N_TRAIN], pairs[:N_TEST]]}
     result = {}
-    for task in TASKS:
+    for task, (train, test) in tasks.items():
         print(f"\n{task}")
-        result[task] = run_task(model, generated(task, "train", N_TRAIN), generated(task, "test", N_TEST), config.seed)
-    dataset = model.config.dataset
-    if dataset != "texts":  # which are their own targets
-        print(f"\n{dataset}")
-        result[dataset] = run_task(model, load_pairs(model.config)["train"][:N_TRAIN], pairs[:N_TEST], config.seed)
+        result[task] = run_task(model, train, test, config.seed)
     return result

@@ -218,22 +218,25 @@ def ideas_summaries() -> str:
 
 
 def ideas_ablation(kind: str) -> str:
-    """The rows of one kind in latent_ideas.json: READ_OFF, by soft tokens alone, or SAID, by the language model."""
+    """The rows of one kind of both seeds: READ_OFF, by soft tokens alone, or SAID, by the language model."""
+    seeds = [load(name)["variants"] for name in ("latent_ideas.json", "latent_ideas_seed_1.json")]
     rows = []
-    for name, row in load("latent_ideas.json")["variants"].items():
-        if row["kind"] == kind:
-            less = points(row["exact_less_the_first"], "+.1%") if rows else ""
-            exact = interval(row["exact"]["mean"], row["exact"]["ci95"], ".1%")
-            if len(row["by_seed"]) > 1:
-                exact += f"; by seed {' and '.join(number(value, '.1%') for value in row['by_seed'])}"
-            names = interval(row["names"]["mean"], row["names"]["ci95"], ".1%")
-            rows.append(
-                [name, f"{row['n_params']:,}", exact, less, number(row["exact_shuffled"]["mean"], ".1%"), names]
-            )
-    return table(
-        ["trained", "parameters", "exact but for the case", "less the first, paired", "another's (control)", "names"],
-        rows,
-    )
+    for name in (name for name, row in seeds[0].items() if row["kind"] == kind):
+        found = [seed[name] for seed in seeds]
+        exact = [interval(row["exact"]["mean"], row["exact"]["ci95"], ".1%") for row in found]
+        less = [points(row["exact_less_the_first"], "+.1%") if rows else "" for row in found]
+        others = [" and ".join(number(row[x]["mean"], ".1%") for row in found) for x in ("exact_shuffled", "names")]
+        rows.append([name, f"{found[0]['n_params']:,}", *exact, *less, *others])
+    header = ["exact but for the case, seed 0", "seed 1", "less the first, paired, seed 0", "seed 1"]
+    return table(["trained", "parameters", *header, "another's (control)", "names"], rows)
+
+
+def capacity() -> str:
+    found, rows = load("latent-one-idea/capacity.json"), []
+    for name, row in found["capacity"].items():
+        said = [interval(row[x]["mean"], row[x]["ci95"], ".0%") for x in ("at_first", "said")]
+        rows.append([name, f"{row['numbers']:,}", *said, f"{row['whole'] * found['n']:.0f} of {found['n']}"])
+    return table(["optimised", "numbers", "tokens said at first", "at last", "sentences said whole"], rows)
 
 
 MIDDLES = {
@@ -263,6 +266,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "latent-ideas": ideas_summaries,
     "latent-read-off": partial(ideas_ablation, "READ_OFF"),
     "latent-said": partial(ideas_ablation, "SAID"),
+    "latent-capacity": capacity,
     "latent-thinking": thinking,
     "latent-verdicts": verdicts,
     "latent-summaries": summaries,
