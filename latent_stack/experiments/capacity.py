@@ -129,5 +129,5 @@ def draw(path: Path, curves: dict[str, np.ndarray]) -> None:
             ylabel="tokens said exactly, greedily (fraction)",
             ylim=(-0.02, 1.05),
         )
-        axes.legend()
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     print(f"drew {path}")

@@ -222,9 +222,10 @@ def ideas_ablation(kind: str) -> str:
     seeds = [load(name)["variants"] for name in ("latent_ideas.json", "latent_ideas_seed_1.json")]
     rows = []
     for name in (name for name, row in seeds[0].items() if row["kind"] == kind):
-        found = [seed[name] for seed in seeds]
-        exact = [interval(row["exact"]["mean"], row["exact"]["ci95"], ".1%") for row in found]
-        less = [points(row["exact_less_the_first"], "+.1%") if rows else "" for row in found]
+        found = [seed[name] for seed in seeds if name in seed]
+        blank = [""] * (len(seeds) - len(found))  # not trained with the second seed
+        exact = [interval(row["exact"]["mean"], row["exact"]["ci95"], ".1%") for row in found] + blank
+        less = [points(row["exact_less_the_first"], "+.1%") if rows else "" for row in found] + blank
         others = [" and ".join(number(row[x]["mean"], ".1%") for row in found) for x in ("exact_shuffled", "names")]
         rows.append([name, f"{found[0]['n_params']:,}", *exact, *less, *others])
     header = ["exact but for the case, seed 0", "seed 1", "less the first, paired, seed 0", "seed 1"]
@@ -261,6 +262,16 @@ def thinking() -> str:
     return table(["exact but for the case by the soft tokens; ROUGE-L of what is said", *tasks], rows)
 
 
+def thinking_dialogues() -> str:
+    """From a dialogue's ideas to its summary's: what the soft tokens spell, and what the language model says."""
+    file, rows = "latent-ideas-seed-1/pretrain/thinking-samsum.json", []
+    for name, label in MIDDLES.items():
+        found = f"samsum.{name}"
+        cells = [with_ci(file, f"{found}.soft_tokens.rougeL"), with_ci(file, f"{found}.rougeL")]
+        rows.append([label, *cells, with_ci(file, f"{found}.recall_names", ".1%")])
+    return table(["dialogue to summary", "ROUGE-L, by the soft tokens", "by the language model", "names said"], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "latent-sayback": sayback,
     "latent-ideas": ideas_summaries,
@@ -268,6 +279,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "latent-said": partial(ideas_ablation, "SAID"),
     "latent-capacity": capacity,
     "latent-thinking": thinking,
+    "latent-thinking-dialogues": thinking_dialogues,
     "latent-verdicts": verdicts,
     "latent-summaries": summaries,
     "latent-cross-entropy": cross_entropies,
