@@ -3,7 +3,8 @@
 For each test text what the language model reads is optimised directly, with every weight fixed: free soft tokens; fewer
 numbers behind a fixed random expansion; the idea behind the trained one, from the encoder's own idea on. Progressive:
 the first tokens of the text until greedy decoding says them, then some more of it, so that what counts as said is
-generated, not teacher-forced. After Kuratov et al. (2025, arXiv 2502.13063), who cram a text into one input vector.
+generated, not teacher-forced. After Kuratov et al. (2025, arXiv 2502.13063), who cram a text into one input vector,
+and progressive cramming (fusionbrainlab.github.io/progressive_cramming), where the stages come from.
 
     said       fraction of the text's tokens, EOS among them, that greedy decoding gets right before its first error
     at_first   the same at step 0: random soft tokens (control); the encoder's own idea behind the trained expansion
@@ -27,7 +28,7 @@ from latent_stack.data import TokenizedDataset
 from latent_stack.model import LatentStack
 from latent_stack.pairs import Pair
 
-MOST_TEXTS, MOST_TOKENS = 4, 20  # about 10 min on a CPU core
+MOST_TEXTS, MOST_TOKENS = 4, 20  # 10 to 20 min on a CPU core
 STEPS, LR = 150, 0.05  # LR: of the standard deviation of what is optimised
 GROW = 4  # tokens that a stage adds
 SOFT_TOKENS, NUMBERS = (1, 4, 16), (64, 256, 512)

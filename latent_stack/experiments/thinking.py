@@ -191,9 +191,10 @@ def run_task(model: LatentStack, train: list[Pair], test: list[Pair], seed: int)
 
 def run(model: LatentStack, pairs: list[Pair], config: EvalConfig) -> dict:
     """The generated tasks, or, where `--dataset` names one, its pairs alone."""
-    tasks = {task: [generated(task, *part) for part in (("train", N_TRAIN), ("test", N_TEST))] for task in TASKS}
-    if config.dataset != "run":
-        tasks = {config.dataset: [load_pairs(model.config)["train"][:N_TRAIN], pairs[:N_TEST]]}
+    if config.dataset == "run":
+        tasks = {task: (generated(task, "train", N_TRAIN), generated(task, "test", N_TEST)) for task in TASKS}
+    else:
+        tasks = {config.dataset: (load_pairs(model.config)["train"][:N_TRAIN], pairs[:N_TEST])}
     result = {}
     for task, (train, test) in tasks.items():
         print(f"\n{task}")

@@ -220,8 +220,8 @@ def ideas_summaries() -> str:
 def ideas_ablation(kind: str) -> str:
     """The rows of one kind of both seeds: READ_OFF, by soft tokens alone, or SAID, by the language model."""
     seeds = [load(name)["variants"] for name in ("latent_ideas.json", "latent_ideas_seed_1.json")]
-    rows = []
-    for name in (name for name, row in seeds[0].items() if row["kind"] == kind):
+    names, rows = [name for name, row in seeds[0].items() if row["kind"] == kind], []
+    for name in names:
         found = [seed[name] for seed in seeds if name in seed]
         blank = [""] * (len(seeds) - len(found))  # not trained with the second seed
         exact = [interval(row["exact"]["mean"], row["exact"]["ci95"], ".1%") for row in found] + blank

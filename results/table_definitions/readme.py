@@ -22,12 +22,16 @@ def percent(value: float) -> str:
     return number(value, ".1%")
 
 
+def rouge(file: str, kind: str) -> str:
+    return number(get(file, f"{kind}.rougeL.mean"))
+
+
 def verdicts() -> str:
     """What was asked, the answer, the control."""
     quick, numbers = (load(f"{run}/seeds.json") for run in ("quick", "quick-numbers"))
     gsm8k, words = "gsm8k-small/accuracy.json", "quick-numbers/accuracy.json"
     leak, collapsed = load("leak.json")["runs"], load("collapse.json")["runs"]["neither, no decoding"]
-    one, many = load("latent-quick/summaries.json"), get("latent-ideas/summary.json", "rougeL")
+    one, many = "latent-quick/summaries.json", "latent-ideas/summaries.json"
     nl_rx = {
         model: get("llm-jepa.json", "runs")[f"synth, 2000, {model}"]["exact_match_decoded"]
         for model in ("language model", "lambda 1")
@@ -80,8 +84,8 @@ def verdicts() -> str:
         ],
         [
             "[Latent stack](latent_stack/README.md): does one vector hold a dialogue?",
-            f"**Its topic**: ROUGE-L {one['own']['rougeL']['mean']:.3f}; 128 hold its beginning: {many:.3f}",
-            f"the first three lines {one['lead3']['rougeL']['mean']:.3f}",
+            f"**Its topic**: ROUGE-L {rouge(one, 'own')}; 128 hold its beginning: {rouge(many, 'own')}",
+            f"the first three lines {rouge(one, 'lead3')}; for the 128, of {get(many, 'n')} dialogues, {rouge(many, 'lead3')}",
         ],
         [
             "Is the code fast?",
