@@ -85,7 +85,7 @@ def verdicts() -> str:
         [
             "[Latent stack](latent_stack/README.md): does one vector hold a dialogue?",
             f"**Its topic**: ROUGE-L {rouge(one, 'own')}; 128 hold its beginning: {rouge(many, 'own')}",
-            f"the first three lines {rouge(one, 'lead3')}; for the 128, of {get(many, 'n')} dialogues, {rouge(many, 'lead3')}",
+            f"the first three lines {rouge(one, 'lead3')}; of the 128's dialogues {rouge(many, 'lead3')}",
         ],
         [
             "Is the code fast?",
