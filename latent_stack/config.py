@@ -134,6 +134,7 @@ class EvalConfig:
     data_dir: str = opt("", "folder of the data; none: what the run was trained on")
     limit: int = opt(0, "use the first N test texts only, 10 or more (0: all; --text: 300)", low=0)
     clusters: int = opt(8, "cluster, map: number of clusters", low=2)
+    steps: int = opt(150, "capacity: steps in which what the language model reads is optimised", low=1)
     refine: int = opt(0, "sayback: rounds of reading again what was said and moving the ideas", low=0)
     seed: int = opt(0, "seed of controls, bootstrap, clusters and the random middle model", low=0)
     device: str = opt("auto", "auto, cpu, cuda, cuda:N or mps; auto takes the best one present")

@@ -20,9 +20,10 @@ DATA = (
     "leaves",
     "depth",
     "labels",
+    "late_goal",
     "levels",
 )  # of the test split
-EXPERIMENTS = ("tree", "cfg", "containment", "talker", "trajectory", "fewshot", "dial", "posterior")
+EXPERIMENTS = ("tree", "cfg", "containment", "talker", "trajectory", "fewshot", "dial", "posterior", "clue")
 
 
 @dataclass
@@ -60,6 +61,7 @@ class ReasonerConfig(LoopConfig):
     )
     depth: int = opt(3, "tree: longest route, in edges; 2 ** depth leaves at most; routes, too", low=1)
     labels: int = opt(64, "tree, routes: node labels are drawn from as many", low=3)
+    late_goal: bool = opt(False, "routes: the goal is not in the prompt; it arrives in the chain, behind two nodes")
     levels: int = opt(4, "cfg: levels of the grammar above its terminals; 3 have 1,872 strings, 4 billions", (3, 4))
     reasoning: str = opt(
         "solution",

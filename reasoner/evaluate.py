@@ -8,6 +8,7 @@
     python -m reasoner.evaluate --what fewshot --run out/reasoner-gsm8k --data-dir DIR      n solved examples before it
     python -m reasoner.evaluate --what dial --run out/reasoner-quick          latents fed back, sharpened, made tokens
     python -m reasoner.evaluate --what posterior --run out/reasoner-routes    weights of several routes
+    python -m reasoner.evaluate --what clue --run out/reasoner-late-goal      a goal that arrives in the chain
 
     python -m reasoner.evaluate --run out/reasoner-quick --ask "5 9 ; 5 2 ; 2 4 ; 2 8 ; root 5 goal 8 :"
     python -m reasoner.evaluate --run out/reasoner-quick --ask - < prompts.txt              one a line
@@ -30,7 +31,7 @@ from common.device import resolve_device
 from common.options import UserError, ask_each, flag, parse, run_main
 from reasoner.config import DATA, QUESTIONS, EvalConfig, ReasonerConfig
 from reasoner.data import load_examples
-from reasoner.experiments import cfg, containment, dial, fewshot, posterior, talker, trajectory, tree
+from reasoner.experiments import cfg, clue, containment, dial, fewshot, posterior, talker, trajectory, tree
 from reasoner.model import NearestDecoder, ReasonerTalker
 from reasoner.phases import load_run
 from reasoner.tasks import Example
@@ -45,9 +46,10 @@ MODULES = {
     "fewshot": fewshot,
     "dial": dial,
     "posterior": posterior,
+    "clue": clue,
 }
 # experiments that need one of these
-DATASET = {"tree": ("tree",), "cfg": ("cfg",), "trajectory": QUESTIONS, "posterior": ("routes",)}
+DATASET = {"tree": ("tree",), "cfg": ("cfg",), "trajectory": QUESTIONS, "posterior": ("routes",), "clue": ("routes",)}
 WITH_CONTROLS = ("tree", "cfg", "trajectory")  # measured with the nearest embedding and tokens fed back beside each run
 
 
@@ -56,6 +58,8 @@ def check_run(run: str, model, what: str, sharpen: bool) -> None:
     config, needed = model.config, DATASET.get(what)
     if needed and config.dataset not in needed:
         raise UserError(f"{run} was trained on {config.dataset}; --what {what} needs {' or '.join(needed)}")
+    if what in ("posterior", "clue") and config.late_goal != (what == "clue"):
+        raise UserError(f"{run}: --what clue needs a run trained with --late-goal, posterior one without")
     if config.of_steps and sharpen:
         raise UserError(
             f"--sharpen: {run} was trained with --reasoning steps, whose latents are near no token's embedding"

@@ -244,7 +244,7 @@ def report(config: ReasonerConfig, summary: dict) -> str:
     if "val_cos_own" in latents:
         lines.append(nearer(latents["val_cos_own"], latents["val_cos_other"], "token"))
     lines.append(f"\nthe run is in {run}/, a folder a phase, its curves inside")
-    what = {"tree": "tree", "routes": "posterior", "cfg": "cfg"}.get(config.dataset)
+    what = {"tree": "tree", "routes": "clue" if config.late_goal else "posterior", "cfg": "cfg"}.get(config.dataset)
     what = what or ("trajectory" if config.reasoning in ("equations", "steps") else "containment")
     page = ["main.py"] if config.model == "decoupled" else []
     return "\n".join([*lines, try_next(run, *page, f"-m reasoner.evaluate --what {what}")])

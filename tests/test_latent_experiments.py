@@ -140,11 +140,11 @@ def test_a_long_text_is_truncated_to_the_language_models_room(monkeypatch, capsy
 # ------------------------------------------------------------------------------------------ experiments
 
 
-def experiment(what: str, limit: int = 16) -> tuple[dict, str]:
+def experiment(what: str, limit: int = 16, *options) -> tuple[dict, str]:
     """Run an experiment on the trained run -> (what its JSON file holds, what was printed)."""
     run = trained_run().run
     clusters = ["--clusters", 3] if what in ("cluster", "map") else []
-    done = call(evaluate, "--run", run, "--what", what, "--limit", limit, *clusters, "--device", "cpu")
+    done = call(evaluate, "--run", run, "--what", what, "--limit", limit, *clusters, *options, "--device", "cpu")
     assert all(line == line.rstrip() for line in done.stdout.splitlines()), "blanks at the end of a line"
     return read_json(run / f"{what}.json"), done.stdout
 
@@ -286,12 +286,11 @@ def test_an_empty_text_and_too_few_texts_are_refused_in_one_line():
 
 def test_soft_tokens_are_moved_until_more_of_a_text_is_said(monkeypatch):
     """Stage by stage; a text that is said whole takes no further part, and none is said less than before."""
-    monkeypatch.setattr(capacity, "STEPS", 60)
     monkeypatch.setattr(capacity, "LR", 0.3)
     model = tiny_stack()
     tokens = pad([ids[1:7] for ids in tokenized(PAIRS[:10], model).targets], -1)
     x, prefix_of = capacity.conditions(model, PAIRS[:10], 0)["16 soft tokens"]
-    curve, needed = capacity.optimise(x, prefix_of, tokens, model)
+    curve, needed = capacity.optimise(x, prefix_of, tokens, model, 60)
     assert (np.diff(curve, axis=0) >= 0).all() and curve[-1].sum() > curve[0].sum() + 6 and curve.shape == (61, 10)
     assert [min(60, int((curve[:, i] < 6).sum())) for i in range(10)] == needed.tolist()
 
@@ -301,10 +300,17 @@ def test_tokens_count_as_said_up_to_the_first_error():
     assert capacity.said_exactly(logits, torch.tensor([[1, 2, 3, 3], [1, 1, -1, -1]])).tolist() == [2, 2]
 
 
-def test_capacity_is_measured_for_soft_tokens_and_for_ideas(monkeypatch, drawn):
-    monkeypatch.setattr(capacity, "STEPS", 3)
-    found, printed = experiment("capacity")
+def test_capacity_is_measured_for_soft_tokens_and_for_ideas(drawn):
+    found, printed = experiment("capacity", 12, "--steps", 3)
     rows = found["capacity"]
-    assert [row["numbers"] for row in rows.values()] == [24, 96, 384, 64, 256, 512, 16] and found["n"] == 4
+    assert [row["numbers"] for row in rows.values()] == [24, 96, 384, 64, 256, 512, 16]
+    assert found["n"] == 12 and found["steps"] == 3
     assert all(row["at_first"]["mean"] <= row["said"]["mean"] for row in rows.values())
     assert "an idea of 16, trained expansion" in printed and len(drawn["capacity.png"].axes[0].lines) == len(rows)
+
+
+def test_where_soft_tokens_are_sharpened_an_idea_is_optimised_without_that_too():
+    model = tiny_stack(sharpen=0.01)
+    (z, sharpened), (same, soft) = list(capacity.conditions(model, PAIRS[:3], 0).values())[-2:]
+    assert torch.equal(z, same) and not torch.allclose(sharpened(z), soft(z))
+    assert torch.allclose(sharpened(z), model.sharpened(soft(z)))

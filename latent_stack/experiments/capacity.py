@@ -28,8 +28,8 @@ from latent_stack.data import TokenizedDataset
 from latent_stack.model import LatentStack
 from latent_stack.pairs import Pair
 
-MOST_TEXTS, MOST_TOKENS = 4, 20  # 10 to 20 min on a CPU core
-STEPS, LR = 150, 0.05  # LR: of the standard deviation of what is optimised
+MOST_TEXTS, MOST_TOKENS = 4, 20  # texts, unless --limit: 10 to 20 min on a CPU core
+LR = 0.05  # of the standard deviation of what is optimised
 GROW = 4  # tokens that a stage adds
 SOFT_TOKENS, NUMBERS = (1, 4, 16), (64, 256, 512)
 
@@ -59,11 +59,15 @@ def conditions(model: LatentStack, pairs: list[Pair], seed: int) -> dict[str, tu
         found[name] = normal(B, D), lambda x, W=expansion: (x @ W).view(len(x), P, E) * scale
     z = model.think(model.encode([p.input for p in pairs]))
     found[f"an idea of {z[0].numel()}, trained expansion"] = z, model.prefix
+    if model.config.sharpen:
+        found["the same, not sharpened"] = z, lambda x: model.with_kv(model.soft_tokens(x), x)
     return found
 
 
-def optimise(x: Tensor, prefix_of: Callable, tokens: Tensor, model: LatentStack) -> tuple[np.ndarray, np.ndarray]:
-    """Rows x (B, …) -> tokens said exactly after each step (STEPS + 1, B), the most so far; steps until all are (B,).
+def optimise(
+    x: Tensor, prefix_of: Callable, tokens: Tensor, model: LatentStack, steps: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows x (B, …) -> tokens said exactly after each step (steps + 1, B), the most so far; steps until all are (B,).
 
     `tokens` (B, T), -1 behind the end. Texts that are said whole take no further part.
     """
@@ -71,9 +75,9 @@ def optimise(x: Tensor, prefix_of: Callable, tokens: Tensor, model: LatentStack)
     optimizer = torch.optim.AdamW([x], lr=LR * float(x.detach().std()), weight_decay=0.0)
     length = (tokens >= 0).sum(1)
     stage, best = length.clamp(max=GROW), torch.zeros_like(length)
-    curve, needed = [], torch.full_like(length, STEPS)
+    curve, needed = [], torch.full_like(length, steps)
     given = torch.cat((torch.full_like(tokens[:, :1], model.backbones.bos), tokens[:, :-1].clamp(min=0)), 1)
-    for step in range(STEPS + 1):
+    for step in range(steps + 1):
         index = (best < length).nonzero()[:, 0]
         if len(index):
             T = int(stage[index].max())
@@ -93,14 +97,14 @@ def optimise(x: Tensor, prefix_of: Callable, tokens: Tensor, model: LatentStack)
 
 
 def run(model: LatentStack, pairs: list[Pair], config: EvalConfig) -> dict:
-    pairs = pairs[:MOST_TEXTS]
+    pairs = pairs[: config.limit or MOST_TEXTS]
     ids = TokenizedDataset(pairs, model.backbones, model.config, "texts").targets
     tokens = pad([row[1 : 1 + MOST_TOKENS] for row in ids], -1).to(model.device)
     length = (tokens >= 0).sum(1).cpu().numpy()
     rows, curves = {}, {}
     model.requires_grad_(False)
     for name, (x, prefix_of) in conditions(model, pairs, config.seed).items():
-        curve, needed = optimise(x, prefix_of, tokens, model)
+        curve, needed = optimise(x, prefix_of, tokens, model, config.steps)
         said = curve / length
         curves[name] = said.mean(1)
         rows[name] = row = {
@@ -116,7 +120,7 @@ def run(model: LatentStack, pairs: list[Pair], config: EvalConfig) -> dict:
             flush=True,
         )
     draw(Path(f"{config.output}.png"), curves)
-    return {"n": len(pairs), "tokens": length.tolist(), "steps": STEPS, "capacity": rows}
+    return {"n": len(pairs), "tokens": length.tolist(), "steps": config.steps, "capacity": rows}
 
 
 def draw(path: Path, curves: dict[str, np.ndarray]) -> None:
