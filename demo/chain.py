@@ -31,6 +31,7 @@ N_EXAMPLES = 200  # of the test split; about 1% of the quick run's routes are wr
 MANY = 12  # rows of a table beyond which it scrolls
 TASK = {
     "tree": "The prompt lists the edges of a tree, its root and a goal. The chain should be the route between them.",
+    "clue": "The prompt lists the edges of a tree and its root. The chain should name a goal and be a route to it.",
     "routes": "The prompt lists the edges of a graph, its root and a goal. The chain should be a route between them.",
     "cfg": "The prompt is a string of a small grammar. The chain should be its derivation, rule by rule.",
     **dict.fromkeys(QUESTIONS, "The prompt is a word problem. The chain should be its solution."),
@@ -42,6 +43,7 @@ LATENT = (
 )
 TARGET = {
     "tree": "route",
+    "clue": "route (one of several)",
     "routes": "route (one of several)",
     "cfg": "derivation",
     **dict.fromkeys(QUESTIONS, "solution"),
@@ -72,7 +74,7 @@ def read_examples(model: ReasonerTalker, data_dir: str) -> list[Example]:
 
     A `data_dir` that was asked for and cannot be read is a UserError: it is not quietly replaced.
     """
-    if data_dir and model.config.dataset in ("tree", "routes", "cfg"):
+    if data_dir and model.config.dataset in ("tree", "clue", "routes", "cfg"):
         raise UserError(f"--data-dir does not apply: the examples of {model.config.dataset} are generated")
     config = replace(model.config, n_eval=N_EXAMPLES, data_dir=data_dir or model.config.data_dir)
     if config.dataset == "text":  # which has no prompts
@@ -86,7 +88,7 @@ def read_examples(model: ReasonerTalker, data_dir: str) -> list[Example]:
         return []
     lengths = [len(ids) for ids in model.tokenizer.encode([x.prompt for x in found])]
     found = [x for x, n in zip(found, lengths, strict=True) if n < config.block_size]
-    return sorted(found, key=lambda x: -len(x.chain.split())) if config.dataset == "tree" else found
+    return sorted(found, key=lambda x: -len(x.chain.split())) if config.dataset in ("tree", "clue") else found
 
 
 def describe(model: ReasonerTalker, run: str) -> str:

@@ -42,7 +42,11 @@ RUN = {
     "sayback": sayback.run,
     "thinking": thinking.run,
 }
-READ_BY = {"refine": ("sayback",), "clusters": ("cluster", "map")}  # options of some experiments only
+READ_BY = {
+    "refine": ("sayback",),
+    "clusters": ("cluster", "map"),
+    "steps": ("capacity",),
+}  # options of some experiments only
 
 
 def main(argv: list[str] | None = None) -> None:

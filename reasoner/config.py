@@ -20,7 +20,6 @@ DATA = (
     "leaves",
     "depth",
     "labels",
-    "late_goal",
     "levels",
 )  # of the test split
 EXPERIMENTS = ("tree", "cfg", "containment", "talker", "trajectory", "fewshot", "dial", "posterior", "clue")
@@ -33,7 +32,7 @@ class ReasonerConfig(LoopConfig):
     # the loop's, with this system's own reasons
     run: str = opt("out/reasoner", "folder of the run, with a folder for each phase inside", group="run")
     epochs: int = opt(10, "passes over the training set in pretraining", low=1, group="schedule")
-    batch_size: int = opt(256, "examples per optimiser step, over all processes and micro-batches", low=1)
+    batch_size: int = opt(256, "examples per optimiser step, over processes and micro-batches", low=1)
     weight_decay: float = opt(0.01, "AdamW decay of weight matrices and embeddings; examples are unlimited", low=0.0)
 
     phase: str = opt(
@@ -46,7 +45,9 @@ class ReasonerConfig(LoopConfig):
         ("decoupled", *BASELINES),
     )
 
-    dataset: str = opt("tree", "what is reasoned about", ("tree", "routes", "cfg", *QUESTIONS, "text"), group="data")
+    dataset: str = opt(
+        "tree", "what is reasoned about", ("tree", "clue", "routes", "cfg", *QUESTIONS, "text"), group="data"
+    )
     data_dir: str = opt(
         "",
         "gsm8k: DIR/train.jsonl and DIR/test.jsonl; mwp: DIR/mawps/fold0 … and DIR/asdiv-a/fold0 …; "
@@ -57,11 +58,10 @@ class ReasonerConfig(LoopConfig):
     n_train: int = opt(400_000, "generated data: training examples; text: passages read", low=1)
     difficulty: int = opt(3, "wordproblems: 3 has two steps, 6 three; all in common/word_problems.py", low=1, below=7)
     leaves: int = opt(
-        8, "tree: most leaves; a tree has 2 to this many, and 2 * leaves - 1 nodes; routes: of a layer", low=2
+        8, "tree, clue: most leaves; a tree has 2 to this many, and 2 * leaves - 1 nodes; routes: of a layer", low=2
     )
-    depth: int = opt(3, "tree: longest route, in edges; 2 ** depth leaves at most; routes, too", low=1)
-    labels: int = opt(64, "tree, routes: node labels are drawn from as many", low=3)
-    late_goal: bool = opt(False, "routes: the goal is not in the prompt; it arrives in the chain, behind two nodes")
+    depth: int = opt(3, "tree, clue: longest route, in edges; 2 ** depth leaves at most; routes, too", low=1)
+    labels: int = opt(64, "tree, clue, routes: node labels are drawn from as many", low=3)
     levels: int = opt(4, "cfg: levels of the grammar above its terminals; 3 have 1,872 strings, 4 billions", (3, 4))
     reasoning: str = opt(
         "solution",
@@ -184,27 +184,31 @@ class EvalConfig:
 # --------------------------------------------------------------------------------------------- presets
 
 SMALL = dict(n_head=4, n_embd=128, n_hidden=352)  # what two CPU cores train in minutes
+TREES = dict(
+    n_train=90_000,
+    leaves=5,
+    depth=4,
+    labels=12,
+    block_size=64,
+    n_layer=6,
+    **SMALL,
+    talker_layer=1,
+    batch_size=32,
+    epochs=1,
+    lr=2e-3,
+    sst_lr=2e-3,
+    pretrain_on="chain",
+)
 DECIDED = dict(sst_loss="hard", sharpen=0.01)  # where a chain must choose between tokens; baselines need --sharpen 0
 
 PRESETS = {
     "quick": Preset(
         "2 CPU cores, 9 min: tree search, up to 9 nodes; 99.4% of unseen trees",
-        dict(
-            run="out/reasoner-quick",
-            n_train=90_000,
-            leaves=5,
-            depth=4,
-            labels=12,
-            block_size=64,
-            n_layer=6,
-            **SMALL,
-            talker_layer=1,
-            batch_size=32,
-            epochs=1,
-            lr=2e-3,
-            sst_lr=2e-3,
-            pretrain_on="chain",
-        ),
+        dict(run="out/reasoner-quick", **TREES),
+    ),
+    "clue": Preset(
+        "1 CPU core, 11 min: trees whose goal arrives in the chain",
+        dict(run="out/reasoner-clue", dataset="clue", n_eval=3000, **TREES),
     ),
     "routes": Preset(
         "1 CPU core, 10 min: graphs with several routes to the goal, 1M parameters",

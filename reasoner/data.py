@@ -40,7 +40,7 @@ from common.tokenizers import Tokenizer
 from reasoner.config import QUESTIONS, ReasonerConfig
 from reasoner.corpus import Passages, passages, tokenized_on_disk
 from reasoner.routes import routes
-from reasoner.tasks import TERMINALS, Example, derivations, grammar, solutions, trees
+from reasoner.tasks import TERMINALS, Example, clues, derivations, grammar, solutions, trees
 
 BPE_EXAMPLES = 100_000  # a BPE is trained on so many at most
 
@@ -53,7 +53,7 @@ def load_examples(split: str, config: ReasonerConfig) -> list[Example] | Passage
         return passages(split, config)
     if config.dataset in QUESTIONS:
         return solutions(split, config)
-    generate = {"tree": trees, "routes": routes, "cfg": derivations}[config.dataset]
+    generate = {"tree": trees, "clue": clues, "routes": routes, "cfg": derivations}[config.dataset]
     return generate(split, config.n_train if split == "train" else config.n_eval, config)
 
 
@@ -85,7 +85,7 @@ class WordTokenizer(Tokenizer):
 
 def make_tokenizer(config: ReasonerConfig, examples: Iterable[Example]) -> Tokenizer:
     """The data's tokenizer: one word a token for trees and strings, a trained BPE or GPT-2's for text."""
-    if config.dataset in ("tree", "routes"):
+    if config.dataset in ("tree", "clue", "routes"):
         return WordTokenizer([*map(str, range(config.labels)), ";", "root", "goal", ":"])
     if config.dataset == "cfg":
         return WordTokenizer([*TERMINALS, *(f"{x}{i}" for x in grammar(config.levels) for i in (1, 2)), ":"])

@@ -8,7 +8,7 @@
     python -m reasoner.evaluate --what fewshot --run out/reasoner-gsm8k --data-dir DIR      n solved examples before it
     python -m reasoner.evaluate --what dial --run out/reasoner-quick          latents fed back, sharpened, made tokens
     python -m reasoner.evaluate --what posterior --run out/reasoner-routes    weights of several routes
-    python -m reasoner.evaluate --what clue --run out/reasoner-late-goal      a goal that arrives in the chain
+    python -m reasoner.evaluate --what clue --run out/reasoner-clue           a goal that arrives in the chain
 
     python -m reasoner.evaluate --run out/reasoner-quick --ask "5 9 ; 5 2 ; 2 4 ; 2 8 ; root 5 goal 8 :"
     python -m reasoner.evaluate --run out/reasoner-quick --ask - < prompts.txt              one a line
@@ -49,7 +49,7 @@ MODULES = {
     "clue": clue,
 }
 # experiments that need one of these
-DATASET = {"tree": ("tree",), "cfg": ("cfg",), "trajectory": QUESTIONS, "posterior": ("routes",), "clue": ("routes",)}
+DATASET = {"tree": ("tree",), "cfg": ("cfg",), "trajectory": QUESTIONS, "posterior": ("routes",), "clue": ("clue",)}
 WITH_CONTROLS = ("tree", "cfg", "trajectory")  # measured with the nearest embedding and tokens fed back beside each run
 
 
@@ -58,8 +58,6 @@ def check_run(run: str, model, what: str, sharpen: bool) -> None:
     config, needed = model.config, DATASET.get(what)
     if needed and config.dataset not in needed:
         raise UserError(f"{run} was trained on {config.dataset}; --what {what} needs {' or '.join(needed)}")
-    if what in ("posterior", "clue") and config.late_goal != (what == "clue"):
-        raise UserError(f"{run}: --what clue needs a run trained with --late-goal, posterior one without")
     if config.of_steps and sharpen:
         raise UserError(
             f"--sharpen: {run} was trained with --reasoning steps, whose latents are near no token's embedding"

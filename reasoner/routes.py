@@ -9,23 +9,15 @@
 
 With all routes alike likely, the next node's probability is its ways to the goal over those of the node before it. What
 a node's children lead to stands before it, so that a causal model can count as it reads.
-
-With --late-goal the prompt does not have the goal; it arrives in the chain, when the first node is chosen already:
-
-    prompt  "8 3 ; 1 5 ; 4 1 8 ; 2 8 ; 7 4 2 :"       the goal is 3 or 5; from 2 there is no way to 5
-    chain   "7 4 goal 3 8 3"
 """
 
 from fractions import Fraction
 from functools import cache
 from itertools import pairwise
-from statistics import mean
 
 from common.options import UserError
 from reasoner.config import ReasonerConfig
 from reasoner.tasks import Example, distinct
-
-LATE = 2  # nodes of the chain before a late goal
 
 
 class Graph:
@@ -63,60 +55,44 @@ class Graph:
         return [[node, *route] for child in self.posterior(node) for route in self.routes(child)]
 
 
-def graphs_of(prompt: str) -> list[Graph]:
-    """The graph of a prompt; with a late goal one for each node that may be it, all alike likely."""
-    if prompt.startswith("goal"):
-        return [Graph(prompt)]
-    clauses = [part.split() for part in prompt.removesuffix(" :").split(" ; ")]
-    ends = sorted({child for _, *children in clauses for child in children} - {node for node, *_ in clauses})
-    return [graph for end in ends if (graph := Graph(f"goal {end} ; {prompt}")).ways(graph.root)]
-
-
 def guessing(example: Example) -> float:
-    """How often a walk that takes any edge reaches the goal, a late one if any that may be it is named."""
+    """How often a walk that takes any edge reaches the goal."""
+    graph = Graph(example.prompt)
 
-    def reaches(graph: Graph, node: str) -> float:
+    def reaches(node: str) -> float:
         children = graph.children.get(node, ())
-        return float(node == graph.goal) or sum(reaches(graph, child) for child in children) / max(len(children), 1)
+        return float(node == graph.goal) or sum(map(reaches, children)) / max(len(children), 1)
 
-    return mean(reaches(graph, graph.root) for graph in graphs_of(example.prompt))
-
-
-def in_chain(route: list[str], late_goal: bool) -> str:
-    """A route as a chain, with a late goal behind its second node."""
-    return " ".join([*route[:LATE], "goal", route[-1], *route[LATE:]] if late_goal else route)
+    return reaches(graph.root)
 
 
 def routes(split: str, n: int, config: ReasonerConfig) -> list[Example]:
     """Graphs in 2 to `depth` layers of 2 to `leaves` nodes below a root: edges lead from the root to all of the first
     layer, from any other node to one or more of the next; the goal is of the last. At least two routes lead to it.
-    With a late goal: one or two edges from a node, one to the last layer; at least two nodes may be the goal.
 
     A graph, whatever the order of a layer and the goal, belongs to one split.
     """
-    nodes, late = 1 + config.depth * config.leaves, config.late_goal
-    if nodes > config.labels:
-        raise UserError(f"--labels {config.labels}: {config.depth} layers of {config.leaves}, a root: {nodes} nodes")
+    most = 1 + config.depth * config.leaves
+    if most > config.labels:
+        raise UserError(f"--labels {config.labels}: {config.depth} layers of {config.leaves}, a root: {most} nodes")
     if config.leaves < 2 or config.depth < 2:
         raise UserError("--dataset routes: several routes need --leaves 2 and --depth 2 or more")
 
     def draw(rng):
-        labels = iter(rng.sample(range(config.labels), nodes))
+        labels = iter(rng.sample(range(config.labels), most))
         root, widths = str(next(labels)), [rng.randint(2, config.leaves) for _ in range(rng.randint(2, config.depth))]
         layers = [[str(next(labels)) for _ in range(width)] for width in widths]
         below = [(root, layers[0])]
         for layer, after in pairwise(layers):
-            most = len(after) if not late else 1 if after is layers[-1] else 2
-            below = [*((node, rng.sample(after, rng.randint(1, most))) for node in layer), *below]
+            below = [*((node, rng.sample(after, rng.randint(1, len(after)))) for node in layer), *below]
         clauses = " ; ".join(" ".join((node, *children)) for node, children in below)
         graphs = [Graph(f"goal {goal} ; {clauses} :") for goal in layers[-1]]
-        possible = [graph for graph in graphs if graph.ways(root) > (not late)]
-        if len(possible) < 1 + late:
+        several = [graph for graph in graphs if graph.ways(root) > 1]
+        if not several:
             return draw(rng)
-        graph = rng.choice(possible)
-        drawn = in_chain(rng.choice(graph.routes(root)), late)
-        found = [in_chain(route, late) for x in (possible if late else [graph]) for route in x.routes(root)]
+        graph = rng.choice(several)
+        found = [" ".join(route) for route in graph.routes(root)]
         name = str(sorted((node, sorted(children)) for node, children in below))
-        return name, Example(f"{clauses} :" if late else f"goal {graph.goal} ; {clauses} :", drawn, routes=tuple(found))
+        return name, Example(f"goal {graph.goal} ; {clauses} :", rng.choice(found), routes=tuple(found))
 
     return distinct(draw, split, n, config.seed)

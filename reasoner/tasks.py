@@ -2,6 +2,8 @@
 
     tree    prompt  "5 9 ; 5 2 ; 9 7 ; 9 1 ; 2 4 ; 2 8 ; root 5 goal 7 :"     edges shuffled, parent before child
             chain   "5 9 7"                                                   the route from the root to the goal
+    clue    prompt  "5 9 ; 5 2 ; 9 7 ; 9 1 ; 2 4 ; 2 8 ; root 5 :"            the same, but the goal is not known yet
+            chain   "5 9 goal 7 7"                                            it arrives behind the first choice
     routes  prompt  "goal 3 ; 9 3 ; 1 5 ; 4 9 1 ; 2 9 ; 7 4 2 :"              a graph, nodes with their children
             chain   "7 4 9 3"                                                 any route from the root to the goal
     cfg     prompt  "a c b b a :"                                             a string of the grammar below
@@ -28,7 +30,7 @@ from reasoner.config import QUESTIONS, ReasonerConfig
 
 SPLIT_FRACTIONS = {"train": 0.8, "val": 0.1, "test": 0.1}  # of all possible trees and strings
 # what the test split is measured by, a key in summary.json
-MEASURED = {"tree": "route_accuracy", "routes": "route_accuracy", "cfg": "derivation_accuracy"}
+MEASURED = {**dict.fromkeys(("tree", "clue", "routes"), "route_accuracy"), "cfg": "derivation_accuracy"}
 MEASURED |= dict.fromkeys(QUESTIONS, "exact_match")
 MAX_MISSES = 10_000  # draws without a new example after which there are hardly any more
 
@@ -36,7 +38,7 @@ MAX_MISSES = 10_000  # draws without a new example after which there are hardly 
 @dataclass(frozen=True)
 class Example:
     """`sibling` (tree only): the chain's tokens, each replaced by its sibling in the tree ("" for the root).
-    `routes` (routes only): all correct chains.
+    `routes` (routes, clue): all correct chains.
     `answer`, `numbers` (programs only): what the chain computes, from these numbers, pairs of placeholder and value."""
 
     prompt: str
@@ -169,6 +171,25 @@ def parse_tree(prompt: str) -> Tree:
     return Tree(root, goal, children)
 
 
+BEFORE = 2  # nodes of a chain before the goal that arrives in it: the root and the first choice
+
+
+def clues(split: str, n: int, config: ReasonerConfig) -> list[Example]:
+    """The trees of `trees`, their goal in the chain and not in the prompt: any leaf may be it, all alike likely."""
+    return [with_late_goal(example) for example in trees(split, n, config)]
+
+
+def with_late_goal(example: Example) -> Example:
+    tree = parse_tree(example.prompt)
+
+    def chain(goal: str) -> str:
+        route = tree.route(goal)
+        return " ".join([*route[:BEFORE], "goal", goal, *route[BEFORE:]])
+
+    prompt = f"{example.prompt.partition(' goal')[0]} :"
+    return Example(prompt, chain(tree.goal), routes=tuple(map(chain, tree.leaves())))
+
+
 # -------------------------------------------------------------------------------------------- a grammar
 
 # Two rules a symbol, none the beginning of the other; a level uses the one below it, the lowest the terminals.
@@ -286,7 +307,7 @@ def solutions(split: str, config: ReasonerConfig) -> list[Example]:
 
 
 def is_correct(dataset: str, example: Example, text: str) -> bool:
-    """Is `text` the answer? Programs: what it computes; other questions: the number behind ####; a graph: any route;
+    """Is `text` the answer? Programs: what it computes; other questions: the number behind ####; any of several routes;
     trees and strings: the whole chain, word by word."""
     if example.answer:
         return same_answer(compute(text, dict(example.numbers)), example.answer)
@@ -303,8 +324,8 @@ def is_valid(config: ReasonerConfig, example: Example, text: str) -> bool:
     something; a solution with a number."""
     if config.computes:
         return bool(compute(text, dict(example.numbers)))
-    if config.dataset == "routes":
-        return is_correct("routes", example, text)
+    if example.routes:
+        return is_correct(config.dataset, example, text)
     if config.dataset == "tree":
         (root, edges), route = tree_of(example), text.split()
         return route[:1] == [root] and all(step in edges for step in zip(route, route[1:], strict=False))

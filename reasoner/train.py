@@ -224,8 +224,9 @@ def control(config: ReasonerConfig, train: list, test: list) -> tuple[float, str
         return hits / len(test), f"always answering {answer}"
     if config.dataset == "routes":
         return sum(map(guessing, test)) / len(test), "guessing at every fork"
-    known = config.dataset == "tree"  # the root is given; each step has two ways, each symbol two rules
-    chance = sum(0.5 ** (len(x.chain.split()) - known) for x in test) / len(test)
+    # two ways a step, two rules a symbol; a tree's root is given, and a late goal, and what stands before it is free
+    known = {"tree": 1, "clue": 4, "cfg": 0}[config.dataset]
+    chance = sum(0.5 ** max(0, len(x.chain.split()) - known) for x in test) / len(test)
     return chance, "guessing at every fork" if known else "guessing every rule"
 
 
@@ -244,7 +245,7 @@ def report(config: ReasonerConfig, summary: dict) -> str:
     if "val_cos_own" in latents:
         lines.append(nearer(latents["val_cos_own"], latents["val_cos_other"], "token"))
     lines.append(f"\nthe run is in {run}/, a folder a phase, its curves inside")
-    what = {"tree": "tree", "routes": "clue" if config.late_goal else "posterior", "cfg": "cfg"}.get(config.dataset)
+    what = {"tree": "tree", "clue": "clue", "routes": "posterior", "cfg": "cfg"}.get(config.dataset)
     what = what or ("trajectory" if config.reasoning in ("equations", "steps") else "containment")
     page = ["main.py"] if config.model == "decoupled" else []
     return "\n".join([*lines, try_next(run, *page, f"-m reasoner.evaluate --what {what}")])

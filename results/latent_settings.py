@@ -3,11 +3,12 @@
     python results/latent_settings.py --data-dir DIR
     python results/latent_settings.py --data-dir DIR --only "phase 2" --json phase2.json
 
-Every row is `python -m latent_stack.train --preset quick --no-reconstruct`, half of the preset's steps, with the row's
-options and then those of `--options`; seed and data are the same. What is finished stays, what was interrupted
-resumes. Writes results/latent_settings.json and prints a Markdown table. The validation loss given the matched idea
-stands beside that given a mismatched one: the difference is what the language model reads from ideas, with an interval
-over the validation texts, and, paired over them, its difference to the first row's.
+Every row is `python -m latent_stack.train --preset quick --no-reconstruct`, half of the preset's steps, with the MLP of
+2 layers that the preset had between the ideas, with the row's options and then those of `--options`; seed and data are
+the same. What is finished stays, what was interrupted resumes. Writes results/latent_settings.json and prints a
+Markdown table. The validation loss given the matched idea stands beside that given a mismatched one: the difference is
+what the language model reads from ideas, with an interval over the validation texts, and, paired over them, its
+difference to the first row's.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from latent_stack.pairs import load_pairs
 from latent_stack.train import validation_losses
 from results.runs import ROOT, folder_of, slug, train_once
 
-BASE = "--preset quick --no-reconstruct"
+BASE = "--preset quick --no-reconstruct --middle mlp --middle-layers 2"
 SETTINGS = {
     "base": "",
     "no middle model": "--middle identity",

@@ -16,14 +16,12 @@ from common.options import UserError
 from reasoner import evaluate, train
 from reasoner.baselines import Coupled
 from reasoner.config import EvalConfig
-from reasoner.experiments import clue, posterior
+from reasoner.experiments import posterior
 from reasoner.model import TEMPERATURE, Reasoner
-from reasoner.routes import Graph, graphs_of, guessing, routes
+from reasoner.routes import Graph, guessing, routes
 from reasoner.tasks import Example, is_correct, is_valid
 
 SHAPE = dict(dataset="routes", leaves=3, depth=3, labels=12)
-LATE = SHAPE | dict(late_goal=True)
-FORKED = "8 3 ; 1 5 ; 4 1 8 ; 2 8 ; 7 4 2 :"  # from 2 there is no way to 5
 
 
 def all_routes(example: Example) -> list[tuple[str, ...]]:
@@ -64,68 +62,6 @@ def test_guessing_reaches_the_goal_as_often_as_edges_taken_alike_often_do():
     assert guessing(example) == 0.75
     with pytest.raises(UserError, match="--leaves 2"):
         routes("test", 1, tiny_config(**SHAPE | dict(depth=1)))
-
-
-def test_a_late_goal_stands_in_the_chain_alone_and_any_that_can_be_reached_may_be_it():
-    for example in routes("test", 40, tiny_config(**LATE)):
-        graphs, chain = graphs_of(example.prompt), example.chain.split()
-        assert "goal" not in example.prompt and chain[2] == "goal" and chain[3] == chain[-1]
-        assert chain[3] in [graph.goal for graph in graphs] and len(graphs) > 1
-        expected = {" ".join(route[:2] + ["goal", g.goal] + route[2:]) for g in graphs for route in g.routes(g.root)}
-        assert set(example.routes) == expected and example.chain in expected
-    assert [graph.goal for graph in graphs_of(FORKED)] == ["3", "5"]
-    assert guessing(Example(FORKED, "7 4 goal 3 8 3")) == 0.5
-
-
-def test_what_follows_a_late_goal_must_lead_to_it_from_any_first_node():
-    graph = next(graph for graph in graphs_of(FORKED) if graph.goal == "5")
-    for chain, leads, first in (
-        ("7 4 goal 5 1 5", 1, 1),
-        ("7 2 goal 5 1 5", 1, 0),
-        ("7 4 goal 5 8 5", 0, 1),
-        ("7", 0, 0),
-    ):
-        assert clue.leads_there(chain.split(), graph) == leads
-        assert clue.first_leads_there(chain.split(), graph) == first
-
-
-@pytest.mark.parametrize(("cls", "fed_back"), [(Reasoner, "latents"), (Reasoner, "tokens"), (Coupled, "tokens")])
-def test_the_goal_is_an_input_whatever_is_predicted_in_its_place(cls, fed_back):
-    """Chains part behind the goal and not before it; and as fed to them they go on as with true inputs."""
-    model, examples = tiny_model(cls, **LATE, trained="sst", max_chain=6), routes("test", 12, tiny_config(**LATE))
-    goals = [[graph.goal for graph in graphs_of(x.prompt)] for x in examples]
-    one, other = (clue.chains(model, examples, [row[i] for row in goals], 5, fed_back) for i in (0, 1))
-    assert [row[:2] for row in one] == [row[:2] for row in other]
-    assert [row[4:] for row in one] != [row[4:] for row in other]
-    if cls is Coupled:  # whose chains have it, where a Reasoner's have what it predicted there
-        assert [row[2:4] for row in one] == [["goal", row[0]] for row in goals]
-    compared = 0
-    for example, chain, (goal, *_) in zip(examples, one, goals, strict=True):
-        read = Example(example.prompt, " ".join([*chain[:2], "goal", goal]))
-        if cls is Reasoner and fed_back == "tokens" and len(chain) > 4 and set(chain[:2]) <= set(model.tokenizer.words):
-            latent = posterior.chain_states(model, [read], 1)[0][-1]
-            assert model.tokenizer.pieces([model.nearest(latent).item()])[0] == chain[4]
-            compared += 1
-    assert compared > 3 or cls is Coupled or fed_back == "latents"
-
-
-def test_first_nodes_that_weigh_what_the_goals_make_likely_are_at_no_distance(monkeypatch):
-    reasoner, examples = tiny_model(Reasoner, **LATE, trained="sst"), routes("test", 12, tiny_config(**LATE))
-
-    def mixed(model, examples, batch_size):
-        for example in examples:
-            first = [x.posterior(x.root) for x in graphs_of(example.prompt)]
-            ids = {node: reasoner.tokenizer.id_of[node] for p in first for node in p}
-            r = sum(
-                float(p.get(node, 0)) * F.normalize(reasoner.target.weight[i], dim=-1)
-                for p in first
-                for node, i in ids.items()
-            )
-            yield F.normalize(torch.stack([r, r]), dim=-1).detach()
-
-    monkeypatch.setattr(clue, "chain_states", mixed)
-    found = clue.before_the_goal(reasoner, examples, EvalConfig())
-    assert found["own"]["mean"] < 1e-4 < found["even chances"]["mean"] and found["n"] > 5
 
 
 def test_a_mixture_of_embeddings_is_read_as_its_weights_and_a_baselines_logits_by_their_softmax():
@@ -180,18 +116,3 @@ def test_the_posterior_is_measured_beside_a_baseline_and_drawn(tmp_path):
         assert 0 <= row["distance"][posterior.OWN]["mean"] <= 1 and row["steps"] > 5
         assert row["distance"][posterior.LEADS]["mean"] <= row["distance"][posterior.FOLLOWS]["mean"]
     assert "free_running" in found[str(tmp_path / "r")] and (tmp_path / "r/posterior.png").is_file()
-
-
-def test_a_late_goal_is_measured_beside_a_baseline(tmp_path):
-    words = [*TINY, "--dataset", "routes", "--leaves", "3", "--depth", "3", "--n-eval", "40", "--late-goal"]
-    call(train, *words, "--run", tmp_path / "r")
-    call(train, *words, "--model", "coconut", "--run", tmp_path / "c")
-    call(evaluate, "--run", tmp_path / "r", "--what", "clue", "--baseline", tmp_path / "c", "--device", "cpu")
-    found = read_json(tmp_path / "r/clue.json")["runs"]
-    assert set(found[str(tmp_path / "r")]["after"]) == set(posterior.FED_BACK)
-    assert set(found[str(tmp_path / "c")]["after"]) == {"tokens"}
-    for row in (x for run in found.values() for x in run["after"].values()):
-        assert row["right"]["n"] == row["first_leads_there"]["n"] > 5
-        assert row["right_behind_such"]["n"] + row["right_behind_others"]["n"] == row["right"]["n"]
-    refused = call(evaluate, "--run", tmp_path / "r", "--what", "posterior", "--device", "cpu", check=False)
-    assert refused.returncode and "--late-goal" in refused.stderr

@@ -191,10 +191,11 @@ def run_task(model: LatentStack, train: list[Pair], test: list[Pair], seed: int)
 
 def run(model: LatentStack, pairs: list[Pair], config: EvalConfig) -> dict:
     """The generated tasks, or, where `--dataset` names one, its pairs alone."""
+    n = config.limit or N_TEST
     if config.dataset == "run":
-        tasks = {task: (generated(task, "train", N_TRAIN), generated(task, "test", N_TEST)) for task in TASKS}
+        tasks = {task: (generated(task, "train", N_TRAIN), generated(task, "test", n)) for task in TASKS}
     else:
-        tasks = {config.dataset: (load_pairs(model.config)["train"][:N_TRAIN], pairs[:N_TEST])}
+        tasks = {config.dataset: (load_pairs(model.config)["train"][:N_TRAIN], pairs[:n])}
     result = {}
     for task, (train, test) in tasks.items():
         print(f"\n{task}")

@@ -8,6 +8,7 @@ from results.tables import get, interval, load, number, table, with_ci
 QUICK, PARAPHRASE = "latent-quick/summaries.json", "latent-paraphrase/summaries.json"
 IDEAS = "latent-ideas/summaries.json"
 SAYBACK, THINKING = "latent-ideas/pretrain/sayback.json", "latent-ideas/pretrain/thinking.json"
+OTHER_SEEDS = [f"latent-ideas-seed-{seed}/pretrain/sayback.json" for seed in (1, 2)]
 SETTINGS = {
     "base": "base: LoRA on the language model, bag of words, 256-d idea, mean pooling, MLP of 2 layers",
     "no middle model": "no middle model",
@@ -41,6 +42,7 @@ def points(difference: dict, digits: str = "+.4f") -> str:
 
 def verdicts() -> str:
     settings = load("latent_settings.json")["settings"]
+    seeds = " and ".join(number(get(f, "own.exact.mean"), ".1%") for f in OTHER_SEEDS)
     nats = {name: number(run["val_loss_difference"]["mean"]) for name, run in settings.items()}
     rows = [
         [
@@ -56,7 +58,7 @@ def verdicts() -> str:
         [
             "Do 128 ideas, one a token, hold a sentence?",
             f"**yes**: the soft tokens spell {with_ci(SAYBACK, 'soft_tokens.exact', '.1%')} exactly, "
-            f"the language model says {with_ci(SAYBACK, 'own.exact', '.1%')}",
+            f"the language model says {with_ci(SAYBACK, 'own.exact', '.1%')}, with other seeds {seeds}",
             f"another text's ideas {with_ci(SAYBACK, 'shuffled.exact', '.1%')}",
         ],
         [
@@ -66,8 +68,8 @@ def verdicts() -> str:
         ],
         [
             "Does a middle model help?",
-            f"**no**: with 2 layers the idea saves {nats['base']} nats a token, with 4 "
-            f"{nats['4 layers in the middle']}",
+            f"**no**: with an MLP of 2 layers the idea saves {nats['base']} nats a token, with 4 "
+            f"{nats['4 layers in the middle']}, with a residual one of 4 {nats['residual, 4 layers']}",
             f"without one {nats['no middle model']}",
         ],
         [
@@ -106,16 +108,16 @@ def clusters() -> str:
     return table(["typical words of the cluster's summaries", "generated from its centroid"], rows)
 
 
-def interpolate() -> str:
+def interpolate(run: str) -> str:
     rows = []
-    found = get("latent-quick/interpolate.json", "rougeL_less_third")
+    found = get(f"{run}/interpolate.json", "rougeL_less_third")
     for step, (first, last) in enumerate(zip(found["first"], found["last"], strict=True)):
         rows.append([f"{step / (len(found['first']) - 1):g}", points(first), points(last)])
     return table(["of the way", "to the first text − to a third", "to the last − to a third"], rows)
 
 
 def middle() -> str:
-    labels = {"trained": "the trained MLP", "identity": "nothing", "random": "an untrained MLP"}
+    labels = {"trained": "the trained middle model", "identity": "nothing", "random": "an untrained one"}
     rows = [[label, with_ci("latent-quick/middle.json", f"{name}.rougeL")] for name, label in labels.items()]
     return table(["between z_in and z_out", "ROUGE-L"], rows)
 
@@ -284,7 +286,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "latent-summaries": summaries,
     "latent-cross-entropy": cross_entropies,
     "latent-clusters": clusters,
-    "latent-interpolate": interpolate,
+    "latent-interpolate": partial(interpolate, "latent-quick"),
+    "latent-ideas-interpolate": partial(interpolate, "latent-ideas-seed-2/pretrain"),
     "latent-middle": middle,
     "latent-paraphrases": paraphrases,
     "latent-settings": settings,

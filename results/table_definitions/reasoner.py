@@ -12,7 +12,7 @@ TRAINED_WITH_NOISE = "reasoner-cfg/cfg.json"
 ABLATIONS, TASKS = "reasoner_ablations.json", "reasoner_tasks.json"
 GSM8K, FEWSHOT = "reasoner-gsm8k/trajectory.json", "reasoner-gsm8k/fewshot.json"
 HARD, RAW, SHARP = (f"reasoner-gsm8k-hard/trajectory{how}.json" for how in ("", "-sharpen-0", "-sharpen-0.003"))
-ROUTES = "reasoner-routes/posterior.json"
+ROUTES, CLUE = "reasoner-routes/posterior.json", "reasoner-clue/clue.json"
 CONSTANT = "gsm8k-small/accuracy.json"
 NEAREST = "reasoner-gsm8k-hard, by the nearest embedding"
 MWP, SEEDS = "mwp 0 1 2", "problems 0 1 2"
@@ -70,6 +70,9 @@ def routes_verdicts() -> list[list[str]]:
     def distance(name: str, run: str = "reasoner-routes") -> str:
         return number(get(ROUTES, f"runs.out/{run}.{name}.mean"), ".3f")
 
+    def behind_others(fed_back: str, run: str = "reasoner-clue") -> str:
+        return number(get(CLUE, f"runs.out/{run}.after.{fed_back}.right_behind_others.share"), ".1%")
+
     return [
         [
             "Does a latent weigh several right routes by their chances?",
@@ -81,6 +84,13 @@ def routes_verdicts() -> list[list[str]]:
             "Does a chain of latents follow all of them at once?",
             f"no: total variation {distance('free_running.latents.over all routes')} to the posterior over all routes",
             f"tokens fed back {distance('free_running.tokens.over all routes')}",
+        ],
+        [
+            "Does it keep open what it cannot know yet?",
+            f"yes: where a goal that arrives late proves the first choice wrong, {behind_others('latents')} go on to "
+            f"the goal, trained on own latents, too, {behind_others('latents', 'reasoner-clue-own')}",
+            f"same weights, tokens fed back {behind_others('tokens')} and "
+            f"{behind_others('tokens', 'reasoner-clue-own')}; coupled {behind_others('tokens', 'clue-coupled')}",
         ],
     ]
 

@@ -1,4 +1,5 @@
-"""Several routes: the tables of `reasoner-routes/posterior.json`, weights beside the true posterior."""
+"""Several routes: weights beside the true posterior, `reasoner-routes/posterior.json`; a goal that arrives late,
+`reasoner-clue/clue.json`."""
 
 from collections.abc import Callable
 
@@ -10,6 +11,13 @@ RUNS = {
     "hard targets": "runs.out/reasoner-routes-hard",
     "coupled Transformer": "runs.out/routes-coupled",
 }
+CLUE = "reasoner-clue/clue.json"
+CLUE_RUNS = {
+    "JEPA-Reasoner": "runs.out/reasoner-clue",
+    "… trained on own latents, too": "runs.out/reasoner-clue-own",
+    "coupled Transformer": "runs.out/clue-coupled",
+}
+FED_BACK = {"latents": "latents", "sharpened": "sharpened, τ = 0.01", "tokens": "tokens (control)"}
 
 
 def distances() -> str:
@@ -39,12 +47,12 @@ def free_running() -> str:
     that over all routes."""
     rows = []
     for model in ("JEPA-Reasoner", "hard targets"):
-        for fed_back in ("latents", "sharpened", "tokens"):
+        for fed_back in FED_BACK:
             keys = f"{RUNS[model]}.free_running.{fed_back}"
             rows.append(
                 [
                     model,
-                    {"sharpened": "sharpened, τ = 0.01", "tokens": "tokens (control)"}.get(fed_back, fed_back),
+                    FED_BACK[fed_back],
                     with_ci(FILE, f"{keys}.routes", ".1%"),
                     *(with_ci(FILE, f"{keys}.{name}") for name in ("behind the nearest", "over all routes")),
                     with_ci(FILE, f"{keys}.difference", "+.3f"),
@@ -56,4 +64,35 @@ def free_running() -> str:
     return table([*header, "difference, paired"], rows)
 
 
-TABLES: dict[str, Callable[[], str]] = {"reasoner-routes": distances, "reasoner-routes-free": free_running}
+def late_goal() -> str:
+    """What follows a goal that arrives late: is it right, and is it where the first choice does not lead there?"""
+    rows = []
+    for model, keys in CLUE_RUNS.items():
+        for fed_back, label in FED_BACK.items() if model != "coupled Transformer" else [("tokens", "tokens")]:
+            after = f"{keys}.after.{fed_back}"
+            measures = "right another_goal_given first_choice_leads_there right_behind_such right_behind_others".split()
+            cells = [with_ci(CLUE, f"{after}.{measure}", ".1%") for measure in measures]
+            less = with_ci(CLUE, f"{after}.less_tokens", "+.1%") if fed_back != "tokens" else ""
+            rows.append([model, label, *cells, less])
+    header = ["", "fed back", "right behind the goal", "another goal given (control)", "first choice leads there"]
+    return table([*header, "right behind such", "right behind others", "right, less tokens fed back, paired"], rows)
+
+
+def before_a_late_goal() -> str:
+    """Total variation of the first choice's weights to the posterior over all goals that may come."""
+    labels = {"own": "own", "most likely alone": "the most likely node alone", "even chances": "even chances"}
+    rows = [
+        [label, *(with_ci(CLUE, f"{x}.before.{name}") for x in CLUE_RUNS.values())] for name, label in labels.items()
+    ]
+    rows.append(
+        ["own minus even, paired", *(with_ci(CLUE, f"{x}.before.less_even", "+.3f") for x in CLUE_RUNS.values())]
+    )
+    return table(["distance of these weights to the posterior", *CLUE_RUNS], rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "reasoner-routes": distances,
+    "reasoner-routes-free": free_running,
+    "reasoner-clue": late_goal,
+    "reasoner-clue-before": before_a_late_goal,
+}
