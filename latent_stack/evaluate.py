@@ -42,11 +42,8 @@ RUN = {
     "sayback": sayback.run,
     "thinking": thinking.run,
 }
-READ_BY = {
-    "refine": ("sayback",),
-    "clusters": ("cluster", "map"),
-    "steps": ("capacity",),
-}  # options of some experiments only
+# options of some experiments only
+READ_BY = {"refine": ("sayback",), "clusters": ("cluster", "map"), "steps": ("capacity",)}
 
 
 def main(argv: list[str] | None = None) -> None:
