@@ -78,9 +78,9 @@ def verdicts() -> str:
         ],
         [
             "[JEPA-Reasoner](reasoner/README.md): is a chain of latents better than tokens?",
-            f"**No**: as good on trees; on GSM8K {percent(holds(how='-sharpen-0'))} of its equations hold, "
-            f"sharpened to nearly a token {percent(holds())}",
-            f"the same weights, tokens fed back: {percent(holds('tokens fed back'))}",
+            f"**Where a clue comes late**: {wrong_first('latents')} right behind a wrong first choice. Else no: on "
+            f"GSM8K {percent(holds(how='-sharpen-0'))} of its equations hold, nearly as tokens {percent(holds())}",
+            f"the same weights, tokens fed back: {wrong_first('tokens')}; on GSM8K {percent(holds('tokens fed back'))}",
         ],
         [
             "[Latent stack](latent_stack/README.md): does one vector hold a dialogue?",
@@ -104,6 +104,12 @@ def human_written(model: str) -> str:
     return ", ".join(
         f"{name} {percent(found[b][model]['exact_match_decoded']['mean'])}" for b, name in BENCHMARKS.items()
     )
+
+
+def wrong_first(fed_back: str) -> str:
+    """Chains that go on to a goal which arrives late, where their first choice does not lead to it."""
+    keys = f"runs.out/reasoner-clue-own.after.{fed_back}.right_behind_others.share"
+    return percent(get("reasoner-clue/clue.json", keys))
 
 
 def holds(which: str = "by the nearest embedding", how: str = "") -> float:

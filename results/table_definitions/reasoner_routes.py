@@ -15,6 +15,7 @@ CLUE = "reasoner-clue/clue.json"
 CLUE_RUNS = {
     "JEPA-Reasoner": "runs.out/reasoner-clue",
     "… trained on own latents, too": "runs.out/reasoner-clue-own",
+    "… on own latents, nearly tokens": "runs.out/reasoner-clue-own-tokens",
     "coupled Transformer": "runs.out/clue-coupled",
 }
 FED_BACK = {"latents": "latents", "sharpened": "sharpened, τ = 0.01", "tokens": "tokens (control)"}
