@@ -2,12 +2,14 @@
 
 Trees whose goal stands in the chain, behind its first choice (`--dataset clue`). The goal is given: whatever the model
 predicts in its place, a leaf drawn at random is the input. Before it a token has to be one of the root's two children,
-and the goal may turn out to lie below the other; a latent may be both. Counted is what comes after the goal: the nodes
-that lead to it, whether or not the chain's own first choice, the nearest, does. Only trees in which some are left.
+and the goal may turn out to lie below the other; a latent may be both. Counted are chains whose words behind the goal
+are those of the route to it, whether or not the chain's own first choice, the nearest, leads there; where it does not,
+by how many words they are, since none and the goal alone might be written without a look at the tree.
 
-Beside it: the same weights with tokens fed back; another goal given, and the chain compared with the first (control);
-first choices that lead to the goal, the most that is reached by a chain that stays with them. And before the goal, the
-weights of the two children beside their true posterior, the leaves below each over all leaves.
+Beside it: the same weights with tokens fed back; the chains of another goal compared with the first goal's route
+(control: what reading the goal is worth); first choices that lead to the goal, the most that is reached by a chain that
+stays with them. And before the goal, the weights of the two children beside their true posterior, the leaves below each
+over all leaves.
 """
 
 from functools import partial
@@ -28,7 +30,7 @@ from reasoner.tasks import BEFORE, Example, Tree, parse_tree
 Chain = list[str]  # a word a latent or token
 
 
-def tree_of(example: Example) -> Tree:
+def tree_with_goal(example: Example) -> Tree:
     """With the goal that its chain has."""
     return parse_tree(f"{example.prompt.removesuffix(':')}goal {example.chain.split()[-1]} :")
 
@@ -75,9 +77,14 @@ def rollout(model: Reasoner, prompts: list[str], clue: Tensor, fed_back: str) ->
     return [model.tokenizer.until_eos(row) for row in ids]
 
 
+def words_behind(tree: Tree) -> Chain:
+    """What a chain has behind its goal: the rest of the route."""
+    return tree.route()[BEFORE:]
+
+
 def leads_there(chain: Chain, tree: Tree) -> bool:
-    """Are the nodes between the goal's two places those that lead to it?"""
-    return chain[BEFORE + 2 : -1] == tree.route()[BEFORE:-1]
+    """Are the words behind the goal those of the route to it?"""
+    return len(chain) >= BEFORE + 2 and chain[BEFORE + 2 :] == words_behind(tree)
 
 
 def first_leads_there(chain: Chain, tree: Tree) -> bool:
@@ -95,12 +102,15 @@ def after_the_goal(found: list[Chain], with_another: list[Chain], trees: list[Tr
         [f(*x) for x in zip(row, trees, strict=True)]
         for f, row in ((leads_there, found), (first_leads_there, found), (leads_there, with_another))
     )
+    words = [min(len(words_behind(tree)), 2) for tree in trees]
+    off = [(n, hit) for n, hit, leads in zip(words, right, first, strict=True) if not leads]
     return {
         "right": share(right),
         "another_goal_given": share(other),
         "first_choice_leads_there": share(first),
         "right_behind_such": share([x for x, y in zip(right, first, strict=True) if y]),
-        "right_behind_others": share([x for x, y in zip(right, first, strict=True) if not y]),
+        "right_behind_others": share([hit for _, hit in off]),
+        "right_behind_others_by_words": {str(n): share([hit for m, hit in off if m == n]) for n in (0, 1, 2)},
         "hits": right,
     }
 
@@ -109,7 +119,7 @@ def before_the_goal(model: Reasoner | Coupled, examples: list[Example], config: 
     """Total variation between the two children's weights and their posterior, and of controls, where it is uneven."""
     distances = {"own": [], "most likely alone": [], "even chances": []}
     for example, states in zip(examples, chain_states(model, examples, config.batch_size), strict=True):
-        tree = tree_of(example)
+        tree = tree_with_goal(example)
         nodes = tree.children[tree.root]
         below = np.array([len(tree.leaves(node)) for node in nodes])
         if below[0] == below[1]:
@@ -130,14 +140,13 @@ def measure_run(model, examples: list[Example], config: EvalConfig) -> dict:
     model = model.reasoner if isinstance(model, ReasonerTalker) else model
     before, after = before_the_goal(model, examples, config), {}
     print(f"  before the goal, distance to the posterior less that of even chances: {signed(before['less_even'])}")
-    left = [x for x in examples if len(x.chain.split()) > BEFORE + 3]  # with a node between the goal's two places
-    trees = list(map(tree_of, left))
+    trees = list(map(tree_with_goal, examples))
     goals = [tree.goal for tree in trees], list(map(on_the_other_side, trees))
     for fed_back in FED_BACK if isinstance(model, Reasoner) else ("tokens",):
-        both = (chains(model, left, x, config.batch_size, fed_back) for x in goals)
+        both = (chains(model, examples, x, config.batch_size, fed_back) for x in goals)
         after[fed_back] = row = after_the_goal(*both, trees)
-        rates = (f"{key.replace('_', ' ')} {x['share']:.1%}" for key, x in row.items() if key != "hits" and x["n"])
-        print(f"  {fed_back} fed back, {len(left):,} trees: {', '.join(rates)}")
+        rates = (f"{key.replace('_', ' ')} {x['share']:.1%}" for key, x in row.items() if "share" in x)
+        print(f"  {fed_back} fed back, {len(trees):,} trees: {', '.join(rates)}")
     hits = {fed_back: row.pop("hits") for fed_back, row in after.items()}
     for fed_back, row in after.items():
         less = np.subtract(hits[fed_back], hits["tokens"], dtype=float).tolist()

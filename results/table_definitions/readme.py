@@ -78,9 +78,10 @@ def verdicts() -> str:
         ],
         [
             "[JEPA-Reasoner](reasoner/README.md): is a chain of latents better than tokens?",
-            f"**Where a clue comes late**: {wrong_first('latents')} right behind a wrong first choice. Else no: on "
-            f"GSM8K {percent(holds(how='-sharpen-0'))} of its equations hold, nearly as tokens {percent(holds())}",
-            f"the same weights, tokens fed back: {wrong_first('tokens')}; on GSM8K {percent(holds('tokens fed back'))}",
+            f"**Where a goal comes late**: {late_goal('own', 'latents')} of the chains reach it. Else no: on GSM8K "
+            f"{percent(holds(how='-sharpen-0'))} of its equations hold, sharpened to nearly a token {percent(holds())}",
+            f"tokens fed back: {late_goal('own-tokens', 'tokens')} at best; on GSM8K "
+            f"{percent(holds('tokens fed back'))}",
         ],
         [
             "[Latent stack](latent_stack/README.md): does one vector hold a dialogue?",
@@ -106,10 +107,9 @@ def human_written(model: str) -> str:
     )
 
 
-def wrong_first(fed_back: str) -> str:
-    """Chains that go on to a goal which arrives late, where their first choice does not lead to it."""
-    keys = f"runs.out/reasoner-clue-own.after.{fed_back}.right_behind_others.share"
-    return percent(get("reasoner-clue/clue.json", keys))
+def late_goal(run: str, fed_back: str) -> str:
+    """Chains that reach a goal which arrives late, behind their first choice."""
+    return percent(get("reasoner-clue/clue.json", f"runs.out/reasoner-clue-{run}.after.{fed_back}.right.share"))
 
 
 def holds(which: str = "by the nearest embedding", how: str = "") -> float:

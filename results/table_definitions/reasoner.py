@@ -70,8 +70,9 @@ def routes_verdicts() -> list[list[str]]:
     def distance(name: str, run: str = "reasoner-routes") -> str:
         return number(get(ROUTES, f"runs.out/{run}.{name}.mean"), ".3f")
 
-    def behind_others(fed_back: str, run: str = "reasoner-clue") -> str:
-        return number(get(CLUE, f"runs.out/{run}.after.{fed_back}.right_behind_others.share"), ".1%")
+    def late(fed_back: str, run: str = "") -> str:
+        keys = {"": "reasoner-clue", "coupled": "clue-coupled"}.get(run, f"reasoner-clue-{run}")
+        return number(get(CLUE, f"runs.out/{keys}.after.{fed_back}.right_behind_others.share"), ".1%")
 
     return [
         [
@@ -87,10 +88,10 @@ def routes_verdicts() -> list[list[str]]:
         ],
         [
             "Does it keep open what it cannot know yet?",
-            f"yes: where a goal that arrives late proves the first choice wrong, {behind_others('latents')} go on to "
-            f"the goal, trained on own latents, too, {behind_others('latents', 'reasoner-clue-own')}",
-            f"same weights, tokens fed back {behind_others('tokens')} and "
-            f"{behind_others('tokens', 'reasoner-clue-own')}; coupled {behind_others('tokens', 'clue-coupled')}",
+            f"yes, trained on own latents: where a late goal excludes the first choice {late('latents', 'own')} go on "
+            f"to the goal; not trained so {late('latents')}",
+            f"same weights, tokens fed back {late('tokens', 'own')} and {late('tokens')}; trained on nearly tokens "
+            f"{late('tokens', 'own-tokens')}; coupled {late('tokens', 'coupled')}",
         ],
     ]
 

@@ -66,7 +66,7 @@ def free_running() -> str:
 
 
 def late_goal() -> str:
-    """What follows a goal that arrives late: is it right, and is it where the first choice does not lead there?"""
+    """What stands behind a goal that arrives late: is it right, and where the first choice does not lead there?"""
     rows = []
     for model, keys in CLUE_RUNS.items():
         for fed_back, label in FED_BACK.items() if model != "coupled Transformer" else [("tokens", "tokens")]:
@@ -75,8 +75,8 @@ def late_goal() -> str:
             cells = [with_ci(CLUE, f"{after}.{measure}", ".1%") for measure in measures]
             less = with_ci(CLUE, f"{after}.less_tokens", "+.1%") if fed_back != "tokens" else ""
             rows.append([model, label, *cells, less])
-    header = ["", "fed back", "right behind the goal", "another goal given (control)", "first choice leads there"]
-    return table([*header, "right behind such", "right behind others", "right, less tokens fed back, paired"], rows)
+    header = ["", "fed back", "right behind the goal", "goals exchanged (control)", "first choice leads to the goal"]
+    return table([*header, "right where it does", "where it does not", "paired difference of right to tokens"], rows)
 
 
 def before_a_late_goal() -> str:
