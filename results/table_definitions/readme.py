@@ -76,13 +76,7 @@ def verdicts() -> str:
             f"with neither: cosine {collapsed['cos_own']['mean']:.3f} to the own answer, "
             f"{collapsed['cos_other']['mean']:.3f} to another",
         ],
-        [
-            "[JEPA-Reasoner](reasoner/README.md): is a chain of latents better than tokens?",
-            f"**Where a goal comes late**: {late_goal('own', 'latents')} of the chains reach it. Else no: on GSM8K "
-            f"{percent(holds(how='-sharpen-0'))} of its equations hold, sharpened to nearly a token {percent(holds())}",
-            f"tokens fed back: {late_goal('own-tokens', 'tokens')} at best; on GSM8K "
-            f"{percent(holds('tokens fed back'))}",
-        ],
+        reasoner_row(),
         [
             "[Latent stack](latent_stack/README.md): does one vector hold a dialogue?",
             f"**Its topic**: ROUGE-L {rouge(one, 'own')}; 128 hold its beginning: {rouge(many, 'own')}",
@@ -105,6 +99,16 @@ def human_written(model: str) -> str:
     return ", ".join(
         f"{name} {percent(found[b][model]['exact_match_decoded']['mean'])}" for b, name in BENCHMARKS.items()
     )
+
+
+def reasoner_row() -> list[str]:
+    """Is a chain of latents better than tokens?"""
+    return [
+        "[JEPA-Reasoner](reasoner/README.md): is a chain of latents better than tokens?",
+        f"**Where a goal comes late**: {late_goal('own', 'latents')} of the chains reach it. Else no: on GSM8K "
+        f"{percent(holds(how='-sharpen-0'))} of its equations hold, sharpened to nearly a token {percent(holds())}",
+        f"tokens fed back: {late_goal('own-tokens', 'tokens')} at best; on GSM8K {percent(holds('tokens fed back'))}",
+    ]
 
 
 def late_goal(run: str, fed_back: str) -> str:
