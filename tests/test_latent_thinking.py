@@ -100,12 +100,12 @@ def test_tasks_for_thinking_keep_their_numbers_apart(task):
 
 
 def test_thinking_is_measured_on_every_task_beside_its_controls(monkeypatch, capsys):
-    for name, value in dict(STEPS=2, N_TRAIN=12, N_TEST=6).items():
+    for name, value in dict(STEPS=2, N_TRAIN=12).items():
         monkeypatch.setattr(thinking, name, value)
-    evaluate.main(["--run", str(said_back() / "pretrain"), "--what", "thinking", "--device", "cpu"])
+    evaluate.main(["--run", str(said_back() / "pretrain"), "--what", "thinking", "--limit", "10", "--device", "cpu"])
     result = read_json(said_back() / "pretrain" / "thinking.json")
     for task in thinking.TASKS:
-        assert result[task]["n"] == 6 and {*thinking.LAYERS, *thinking.CONTROLS, "linear"} <= result[task].keys()
+        assert result[task]["n"] == 10 and {*thinking.LAYERS, *thinking.CONTROLS, "linear"} <= result[task].keys()
     assert "identity (control)" in capsys.readouterr().out
 
 

@@ -10,6 +10,8 @@ Beside it: the same weights with tokens fed back; the chains of another goal com
 (control: what reading the goal is worth); first choices that lead to the goal, the most that is reached by a chain that
 stays with them. And before the goal, the weights of the two children beside their true posterior, the leaves below each
 over all leaves.
+
+Shapes: B rows, C width.
 """
 
 from functools import partial
@@ -31,7 +33,7 @@ Chain = list[str]  # a word a latent or token
 
 
 def tree_with_goal(example: Example) -> Tree:
-    """With the goal that its chain has."""
+    """An example's tree, with the goal that its chain has."""
     return parse_tree(f"{example.prompt.removesuffix(':')}goal {example.chain.split()[-1]} :")
 
 
